@@ -1,0 +1,1 @@
+"""Search, language models and scoring."""

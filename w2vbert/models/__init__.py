@@ -1,0 +1,1 @@
+"""Neural modules and their configurations."""
