@@ -1,4 +1,5 @@
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_scorers_are_added_for_each_label_and_for_the_end() -> None:
 
 @pytest.mark.parametrize("max_symbols", [1, 2])
 @pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_a_batch_gives_each_utterance_what_it_gets_alone(method: str, max_symbols: int) -> None:
+def test_a_batch_gives_each_utterance_what_it_gets_alone(method: Literal["greedy", "beam"], max_symbols: int) -> None:
     model = ToyTransducer(vocab_size=10, joiner_dim=16, seed=4)
     scorers = [ToyScorer(10)] if method == "beam" else []
     encoder_out, lengths = batch(model, count=12, frames=20)
