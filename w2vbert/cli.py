@@ -1,0 +1,301 @@
+"""The command line: each command parses, then imports its task and calls it, so that `--help` answers at once."""
+
+# No `from __future__ import annotations` here: Typer reads the annotations of the commands.
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from w2vbert import __version__
+from w2vbert.errors import UserError
+from w2vbert.log import setup_logging
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+prepare = typer.Typer(help="Make a synthetic corpus, or the manifests of any corpus.", rich_markup_mode=None)
+app.add_typer(prepare, name="prepare")
+
+# The base of Typer's parameter errors: unknown options and commands, missing arguments, values of a wrong type.
+_USAGE_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__base__)
+
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML file with settings.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as optimizer.lr=1e-4; may be repeated."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Do it again even if OUT is up to date.")]
+Jobs = Annotated[int, typer.Option("--nj", min=1, help="Processes to use.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
+Manifests = Annotated[Path, typer.Argument(metavar="MANIFESTS", help="Folder made by `prepare corpus`.")]
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder made by `features`.")]
+Tokenizer = Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="Folder made by `tokenizer`.")]
+Model = Annotated[Path, typer.Option("--model", metavar="DIR", help="Folder made by `finetune`.")]
+LanguageModel = Annotated[Path | None, typer.Option("--lm", metavar="DIR", help="Folder made by `lm`.")]
+SplitNames = Annotated[str, typer.Option(metavar="NAME,...", help="Subset folders of CORPUS, separated by commas.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 after an error the user can mend, 130 after an interruption.
+
+    With the environment variable W2VBERT_DEBUG=1 errors come with a traceback.
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(args=arguments, prog_name="w2vbert", standalone_mode=False)
+    except (_USAGE_ERROR, UserError, OSError) as error:
+        if os.environ.get("W2VBERT_DEBUG") == "1":
+            raise
+        print(f"error: {_describe(error)}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
+        print("interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _describe(error: Exception) -> str:
+    """One line for an error that the user can mend."""
+    if isinstance(error, _USAGE_ERROR):
+        message = " ".join(error.format_message().split()).rstrip(".")
+        path = error.ctx.command_path if error.ctx else "w2vbert"
+        return f"{message[:1].lower()}{message[1:]} (try {path} --help)"
+    if isinstance(error, OSError) and error.strerror:
+        reason = f"{error.strerror[:1].lower()}{error.strerror[1:]}"
+        return f"{error.filename}: {reason}" if error.filename else reason
+    return " ".join(str(error).split())
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"w2vbert {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, help="Print the version.")] = False,
+) -> None:
+    """w2v-BERT speech recognition: pre-training, fine-tuning with a pruned RNN-T, self-training, decoding.
+
+    Settings come from YAML files (--config) and from --set; `w2vbert info` shows them.
+    """
+    setup_logging()
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@prepare.command("synth")
+def prepare_synth(out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
+    """Make a corpus of synthetic speech in LibriSpeech's layout."""
+    from w2vbert.tasks import prepare as task
+
+    task.prepare_synth(out, config, set_ or [], force)
+
+
+@prepare.command("corpus")
+def prepare_corpus(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder in LibriSpeech's layout.")],
+    out: Out,
+    train: SplitNames = "",
+    dev: SplitNames = "",
+    test: SplitNames = "",
+    unlabelled: SplitNames = "",
+    nj: Jobs = 1,
+    force: Force = False,
+) -> None:
+    """Make and check the manifests of a corpus.
+
+    Train, dev and test need transcripts.
+    """
+    chosen = {"train": train, "dev": dev, "test": test, "unlabelled": unlabelled}
+    splits = {split: [name.strip() for name in names.split(",") if name.strip()] for split, names in chosen.items()}
+    if not any(splits.values()):
+        raise UserError("name the subsets of the corpus with --train, --dev, --test, --unlabelled")
+    from w2vbert.tasks import prepare as task
+
+    task.prepare_corpus(corpus, out, splits, nj, force)
+
+
+@app.command()
+def features(
+    manifests: Manifests, out: Out, nj: Jobs = 1, config: Config = None, set_: Set = None, force: Force = False
+) -> None:
+    """Extract and store filter banks."""
+    from w2vbert.tasks import prepare as task
+
+    task.extract_features(manifests, out, nj, config, set_ or [], force)
+
+
+@app.command()
+def tokenizer(manifests: Manifests, out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
+    """Train a tokenizer on the transcripts of the train split."""
+    from w2vbert.tasks import prepare as task
+
+    task.train_tokenizer(manifests, out, config, set_ or [], force)
+
+
+@app.command()
+def lm(
+    manifests: Manifests,
+    out: Out,
+    tokenizer: Tokenizer,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="More text (.gz allowed); may be repeated.")
+    ] = None,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Train an n-gram language model over the tokenizer's pieces."""
+    from w2vbert.tasks import train_lm as task
+
+    task.train_ngram(manifests, out, tokenizer, text or [], config, set_ or [], force)
+
+
+@app.command()
+def pretrain(data: Data, out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
+    """Pre-train w2v-BERT on unlabelled speech."""
+    from w2vbert.tasks import pretrain as task
+
+    task.pretrain(data, out, config, set_ or [], force)
+
+
+@app.command()
+def finetune(
+    data: Data,
+    out: Out,
+    tokenizer: Tokenizer,
+    init: Annotated[str, typer.Option(metavar="DIR", help="Folder made by `pretrain`, or `scratch`.")],
+    pseudo: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder made by `pseudo-label`.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Fine-tune to a recogniser with the pruned RNN-T loss."""
+    from w2vbert.tasks import finetune as task
+
+    task.finetune(data, out, tokenizer, init, pseudo, config, set_ or [], force)
+
+
+@app.command("pseudo-label")
+def pseudo_label(
+    data: Data,
+    out: Out,
+    model: Model,
+    lm: LanguageModel = None,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Label the unlabelled split with a recogniser, without the doubtful."""
+    from w2vbert.tasks import self_train as task
+
+    task.pseudo_label(data, out, model, lm, config, set_ or [], force)
+
+
+@app.command()
+def decode(
+    model: Model,
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="INPUT", help="Audio files, folders, manifests of cuts.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Score splits of this folder of features.")] = None,
+    split: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Split of --data; may be repeated.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="PATH", help="JSONL file, or folder for --data, to write.")
+    ] = None,
+    lm: LanguageModel = None,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Recognise audio files, or the splits of a data set with scores.
+
+    The text of each INPUT goes to the terminal; with --data, results and scores of each --split go to --out.
+    """
+    if data is None:
+        if not inputs or split or force:
+            raise UserError("name audio to decode, or all of --data, --split and --out (try w2vbert decode --help)")
+    elif inputs or not split or out is None:
+        raise UserError("--data needs --split and --out, and no INPUT (try w2vbert decode --help)")
+    from w2vbert.tasks import decode as task
+
+    if data is None:
+        task.decode_files(model, inputs or [], lm, out, config, set_ or [])
+    elif split and out:
+        task.decode_splits(model, data, split, out, lm, config, set_ or [], force)
+
+
+@app.command()
+def score(
+    ref: Annotated[Path, typer.Argument(metavar="REF", help="True texts: Kaldi text, trn or JSONL.")],
+    hyp: Annotated[Path, typer.Argument(metavar="HYP", help="Recognised texts, in any of these formats.")],
+    json: Json = False,
+) -> None:
+    """Word error rate with insertions, deletions, substitutions."""
+    from w2vbert.tasks import score as task
+
+    result = task.score_files(ref, hyp)
+    if json:
+        _print_json(result.to_dict())
+    else:
+        print(result.summary())
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT.md", help="File to write.")],
+    row: Annotated[list[str], typer.Option(metavar="NAME=DIR", help="Row of the table: a folder of `decode --out`.")],
+) -> None:
+    """Gather results into a table with curves."""
+    rows = []
+    for text in row:
+        name, equals, folder = text.rpartition("=")
+        if not equals or not name or not folder:
+            raise UserError(f"--row {text}: write NAME=DIR")
+        rows.append((name, Path(folder)))
+    from w2vbert.tasks import report as task
+
+    task.write_report(out, rows)
+
+
+@app.command()
+def info(
+    target: Annotated[Path | None, typer.Argument(metavar="DIR", help="Folder made by any command.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Describe a folder made by w2vbert, or what a config gives."""
+    from w2vbert.tasks import info as task
+
+    description = task.describe(target, config, set_ or [])
+    if json:
+        _print_json(description)
+    else:
+        import yaml
+
+        print(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), end="")
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Show versions, devices, and how to get what is missing."""
+    from w2vbert.tasks import doctor as task
+
+    diagnosis = task.diagnose()
+    if json:
+        _print_json(diagnosis)
+    else:
+        print(task.render(diagnosis))
