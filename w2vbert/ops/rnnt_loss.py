@@ -5,8 +5,9 @@ A `boundary` is int64 (B, 4) [begin_s, begin_t, end_s, end_t], ends exclusive; i
 `rnnt_type` is "regular" (any number of symbols on a frame), "modified" (a symbol uses up its frame) or "constrained"
 (modified, and the frame of a symbol also pays for a blank in the new context).
 
-An utterance whose end cannot be reached (modified and constrained: more symbols than frames; pruned: a range too narrow)
-has the loss +inf and a gradient of exactly zero. Find such utterances with `torch.isinf(loss)` under `reduction="none"`.
+An utterance whose end cannot be reached (modified and constrained: more symbols than frames; pruned: a range too
+narrow) has the loss +inf and a gradient of exactly zero. Find such utterances with `torch.isinf(loss)` under
+`reduction="none"`.
 
 Sources: Graves, "Sequence transduction with recurrent neural networks" (2012); Kuang et al., "Pruned RNN-T for fast,
 memory-efficient ASR training" (2022); HAT: Variani et al., "Hybrid autoregressive transducer" (2020).
@@ -63,7 +64,8 @@ def rnnt_loss_simple(
         termination_symbol: id of the blank, 0..C-1.
         boundary: see the module; None means [0, 0, S, T].
         rnnt_type: "regular", "modified" or "constrained".
-        delay_penalty: adds `delay_penalty * ((end_t - 1) / 2 - t)` to the score of a symbol on frame t: early is better.
+        delay_penalty: adds `delay_penalty * ((end_t - 1) / 2 - t)` to the score of a symbol on frame t, so that early
+            is better; 0 or more.
         reduction: "none", "sum", or "mean" over utterances.
         return_grad: also return the occupation probabilities that `get_rnnt_prune_ranges` takes.
         backend: "auto", "k2" or "native".
@@ -72,9 +74,9 @@ def rnnt_loss_simple(
     Raises:
         ValueError: unknown names, or shapes that do not fit together.
     """
-    return rnnt_loss_smoothed(
-        lm, am, symbols, termination_symbol, 0.0, 0.0, boundary, rnnt_type, delay_penalty, reduction, return_grad, backend
-    )
+    scales = (0.0, 0.0)
+    px, py, boundary = _additive_arcs(lm, am, symbols, termination_symbol, boundary, scales)
+    return _lattice_loss(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad, backend)
 
 
 def rnnt_loss_smoothed(
@@ -93,23 +95,16 @@ def rnnt_loss_smoothed(
 ) -> Tensor | LossAndGrads:
     """`rnnt_loss_simple` with log-probs mixed with those of the prediction network alone and the encoder alone.
 
-    Each arc has `(1 - l - a) * simple + l * lm_only + a * am_only`. The encoder alone is normalised with the batch's mean
-    prediction, over padding too: with am_only_scale > 0 an utterance's loss depends on the rest of its batch.
+    Each arc has `(1 - l - a) * simple + l * lm_only + a * am_only`. The encoder alone is normalised with the batch's
+    mean prediction, over padding too: with am_only_scale > 0 an utterance's loss depends on the rest of its batch.
 
     Args:
         lm_only_scale: l, 0..1.
         am_only_scale: a, 0..1.
         The others, what is returned and what is raised: as in `rnnt_loss_simple`.
     """
-    _check(am.shape[0], am.shape[1], symbols, am.shape[2], termination_symbol, rnnt_type, reduction)
-    if lm.shape != (am.shape[0], symbols.shape[1] + 1, am.shape[2]):
-        raise ValueError(f"lm must be (B, S+1, C) like am {tuple(am.shape)} and symbols, not {tuple(lm.shape)}")
-    boundary = _boundary_or_full(boundary, symbols, am.shape[1])
-    symbols = _clean_symbols(symbols, boundary, termination_symbol)
-    with torch.autocast(am.device.type, enabled=False):
-        px, py = _additive_logprobs(
-            _at_least_float32(lm), _at_least_float32(am), symbols, termination_symbol, (lm_only_scale, am_only_scale)
-        )
+    scales = (lm_only_scale, am_only_scale)
+    px, py, boundary = _additive_arcs(lm, am, symbols, termination_symbol, boundary, scales)
     return _lattice_loss(px, py, boundary, rnnt_type, delay_penalty, reduction, return_grad, backend)
 
 
@@ -132,7 +127,7 @@ def rnnt_loss(
         The loss, () or (B,).
     """
     B, T, S1, C = logits.shape
-    _check(B, T, symbols, C, termination_symbol, rnnt_type, reduction)
+    _check(B, T, symbols, C, termination_symbol)
     if symbols.shape[1] + 1 != S1:
         raise ValueError(f"logits {tuple(logits.shape)} must have S+1 rows for symbols {tuple(symbols.shape)}")
     boundary = _boundary_or_full(boundary, symbols, T)
@@ -168,7 +163,7 @@ def rnnt_loss_pruned(
         The loss, () or (B,).
     """
     B, T, r, C = logits.shape
-    _check(B, T, symbols, C, termination_symbol, rnnt_type, reduction)
+    _check(B, T, symbols, C, termination_symbol)
     if ranges.shape != (B, T, r):
         raise ValueError(f"ranges must be (B, T, r) like logits {tuple(logits.shape)}, not {tuple(ranges.shape)}")
     if use_hat_loss and termination_symbol != 0:
@@ -185,11 +180,7 @@ def rnnt_loss_pruned(
     return loss
 
 
-def _check(B: int, T: int, symbols: Tensor, C: int, blank: int, rnnt_type: str, reduction: str) -> None:
-    if rnnt_type not in RNNT_TYPES:
-        raise ValueError(f"rnnt_type must be one of {', '.join(RNNT_TYPES)}, not {rnnt_type!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+def _check(B: int, T: int, symbols: Tensor, C: int, blank: int) -> None:
     if not 0 <= blank < C:
         raise ValueError(f"termination_symbol must be in 0..{C - 1}, not {blank}")
     if symbols.dim() != 2 or symbols.shape[0] != B or symbols.dtype != torch.int64:
@@ -219,6 +210,21 @@ def _clean_symbols(symbols: Tensor, boundary: Tensor, blank: int) -> Tensor:
 def _next_symbol(symbols: Tensor, boundary: Tensor, blank: int) -> Tensor:
     """(B, S+1): the symbol that each position may write; the last position writes nothing and holds the blank."""
     return torch.nn.functional.pad(_clean_symbols(symbols, boundary, blank), (0, 1), value=blank)
+
+
+def _additive_arcs(
+    lm: Tensor, am: Tensor, symbols: Tensor, blank: int, boundary: Tensor | None, scales: tuple[float, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checks the arguments and returns px (B, S, T), py (B, S+1, T) and the boundary, in float32 at least."""
+    B, T, C = am.shape
+    _check(B, T, symbols, C, blank)
+    if lm.shape != (B, symbols.shape[1] + 1, C):
+        raise ValueError(f"lm must be (B, S+1, C) like am {tuple(am.shape)} and symbols, not {tuple(lm.shape)}")
+    boundary = _boundary_or_full(boundary, symbols, T)
+    symbols = _clean_symbols(symbols, boundary, blank)
+    with torch.autocast(am.device.type, enabled=False):
+        px, py = _additive_logprobs(_at_least_float32(lm), _at_least_float32(am), symbols, blank, scales)
+    return px, py, boundary
 
 
 def _additive_logprobs(
@@ -267,6 +273,12 @@ def _lattice_loss(
     backend: str,
 ) -> Tensor | LossAndGrads:
     """Loss from the arcs' log-probs px (B, S, T) and py (B, S+1, T): type, delay penalty, recursion, reduction."""
+    if rnnt_type not in RNNT_TYPES:
+        raise ValueError(f"rnnt_type must be one of {', '.join(RNNT_TYPES)}, not {rnnt_type!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
+    if delay_penalty < 0.0:
+        raise ValueError(f"delay_penalty must be 0 or more, not {delay_penalty}")
     px = _finish_px(px, py, boundary, rnnt_type, delay_penalty)
     scores, grads = mutual_information_recursion(px, py, boundary, return_grad=True, backend=backend)
     assert isinstance(scores, Tensor)

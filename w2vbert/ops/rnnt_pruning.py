@@ -1,6 +1,7 @@
 """Which symbols the pruned RNN-T loss keeps on each frame, and the joiner's inputs cut to them.
 
-Source: Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training" (2022), section 3; names and results as in k2.
+Source: Kuang et al., "Pruned RNN-T for fast, memory-efficient ASR training" (2022), section 3; names and results as in
+k2.
 """
 
 import torch

@@ -136,7 +136,8 @@ def _native_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor,
     steps, arc_index = _step_index(px.shape[2], py.shape, boundary)
     outside = px.new_full((1,), -torch.inf)
     flat = torch.cat([px.flatten(), py.flatten(), outside]).double()
-    arcs = flat[arc_index]  # (D, 2, 2B, S+1): symbol and blank arcs that arrive at each point
+    # (D, 2, 2B, S+1): symbol and blank arcs that arrive at each point; index_select is many times faster than flat[...]
+    arcs = flat.index_select(0, arc_index.flatten()).view(arc_index.shape)
 
     # score[d, :, s+1] is point s of step d; column 0 stays -inf, so that no symbol arrives at s = 0.
     score = arcs.new_full((steps, 2 * B, S + 2), -torch.inf)
@@ -209,9 +210,15 @@ def _occupation(
     inside = inside & (total > -torch.inf)  # (B, S+1, T+1 or T)
     alpha_at = ((from_begin_t + slope * from_begin_s) * 2 * B + utterance) * (S + 2) + from_begin_s + 1
     rest_at = ((to_end_t + slope * to_end_s) * 4 * B + B + utterance) * (S + 1) + to_end_s
-    alpha = score.flatten()[alpha_at.masked_fill(~inside, 0)] - total
-    rest_at = rest_at.masked_fill(~inside, 0)
-    rest = arc_and_rest.flatten()
-    by_symbol = (alpha[:, :S] + rest[rest_at[:, :S]]).exp().masked_fill(~inside[:, :S], 0.0)
-    by_blank = (alpha + rest[rest_at + 2 * B * (S + 1)])[:, :, :T].exp().masked_fill(~inside[:, :, :T], 0.0)
+    alpha = _pick(score, alpha_at, inside) - total  # (B, S+1, T+1 or T)
+    symbol_inside, blank_inside = inside[:, :S], inside[:, :, :T]
+    symbol_rest = _pick(arc_and_rest, rest_at[:, :S], symbol_inside)
+    blank_rest = _pick(arc_and_rest, rest_at[:, :, :T] + 2 * B * (S + 1), blank_inside)
+    by_symbol = (alpha[:, :S] + symbol_rest).exp_().masked_fill_(~symbol_inside, 0.0)
+    by_blank = (alpha[:, :, :T] + blank_rest).exp_().masked_fill_(~blank_inside, 0.0)
     return total[:, 0, 0].to(px.dtype), by_symbol.to(px.dtype), by_blank.to(py.dtype)
+
+
+def _pick(values: Tensor, index: Tensor, inside: Tensor) -> Tensor:
+    """values flattened, at index; anything where not inside."""
+    return values.flatten().index_select(0, index.masked_fill(~inside, 0).flatten()).view(index.shape)
