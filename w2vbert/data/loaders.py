@@ -1,0 +1,90 @@
+"""Batches by seconds of audio, as a pure function of seed, epoch and position: resuming costs nothing."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch
+from w2vbert.data.datasets import SpeechDataset
+
+
+def plan_epoch(frames: Sequence[int], batch_seconds: float, seed: int, epoch: int) -> list[list[int]]:
+    """Puts each utterance into one batch of similar lengths, and the batches into random order.
+
+    Args:
+        frames: filterbank frames of each utterance.
+        batch_seconds: most audio in a batch, padding counted; a longer utterance is a batch of its own.
+        seed, epoch: decide the order.
+
+    Returns:
+        Indices of the utterances of each batch.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    lengths = torch.tensor(frames, dtype=torch.float32)
+    jitter = 1.0 + 0.1 * (torch.rand(len(frames), generator=generator) - 0.5)  # neighbours change between epochs
+    order = torch.argsort(lengths * jitter).tolist()
+    batches = group_by_seconds(order, frames, batch_seconds)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def group_by_seconds(order: Sequence[int], frames: Sequence[int], batch_seconds: float) -> list[list[int]]:
+    """Cuts `order` into batches whose padded size stays within `batch_seconds`."""
+    limit = batch_seconds * FRAMES_PER_SECOND
+    batches: list[list[int]] = []
+    longest = 0
+    for index in order:
+        longest = max(longest, frames[index])
+        if not batches or longest * (len(batches[-1]) + 1) > limit:
+            batches.append([])
+            longest = frames[index]
+        batches[-1].append(index)
+    return batches
+
+
+class BatchStream:
+    """Endless training batches of a dataset; `state_dict` is its position."""
+
+    def __init__(
+        self,
+        dataset: SpeechDataset,
+        batch_seconds: float,
+        seed: int,
+        encode: Callable[[str], list[int]] | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_seconds = batch_seconds
+        self.seed = seed
+        self.encode = encode
+        self.epoch = 0
+        self.position = 0
+        self._plan = self._plan_epoch()
+
+    def _plan_epoch(self) -> list[list[int]]:
+        return plan_epoch(self.dataset.frames, self.batch_seconds, self.seed, self.epoch)
+
+    def next_batch(self) -> SpeechBatch:
+        """The next batch; after the last of an epoch comes the first of the next."""
+        if self.position == len(self._plan):
+            self.epoch, self.position = self.epoch + 1, 0
+            self._plan = self._plan_epoch()
+        indices = self._plan[self.position]
+        self.position += 1
+        return self.dataset.batch(indices, self.encode)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and position in it."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continues at a position."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._plan = self._plan_epoch()
+
+
+def in_order(
+    dataset: SpeechDataset, batch_seconds: float, encode: Callable[[str], list[int]] | None = None
+) -> Iterator[SpeechBatch]:
+    """Every utterance once, longest first, in batches of similar lengths."""
+    order = sorted(range(len(dataset)), key=lambda i: -dataset.frames[i])
+    for indices in group_by_seconds(order, dataset.frames, batch_seconds):
+        yield dataset.batch(indices, encode)

@@ -1,0 +1,131 @@
+"""Conformer blocks (Gulati et al. 2020, section 2), feature-last."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from w2vbert.models.attention import SelfAttention
+from w2vbert.ops.lengths import zero_padding
+
+
+@dataclass(frozen=True)
+class ConformerConfig:
+    """One conformer block; the defaults are w2v-BERT XL's.
+
+    Attributes:
+        dim: D, model dimension (1024: paper).
+        heads: H, attention heads (8: paper).
+        feed_forward_dim: inner dimension of the half-step feed-forward layers (4096: from the model's size).
+        kernel: frames that the depthwise convolution sees, odd (5: paper).
+        positions: none (paper's family, medium confidence) or rotary.
+        dropout_prob: dropout after each sub-layer and in the attention (0.1: family).
+    """
+
+    dim: int = 1024
+    heads: int = 8
+    feed_forward_dim: int = 4096
+    kernel: int = 5
+    positions: Literal["none", "rotary"] = "none"
+    dropout_prob: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.positions == "rotary" and self.dim // self.heads % 2:
+            raise ValueError(f"rotary positions need an even number of channels a head, not {self.dim // self.heads}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, not {self.kernel}")
+        if not 0.0 <= self.dropout_prob < 1.0:
+            raise ValueError(f"dropout_prob must lie in [0, 1), not {self.dropout_prob}")
+
+
+class MaskedBatchNorm(nn.Module):
+    """Batch normalisation over the real frames only (B, T, D), so that padding changes nothing (trap 12)."""
+
+    def __init__(self, dim: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Normalises each channel. `x` (B, T, D) with zeros on padding; `mask` bool (B, T) or None -> (B, T, D)."""
+        if self.training:
+            x32 = x.float()
+            count = x.shape[0] * x.shape[1] if mask is None else mask.sum()
+            mean = x32.sum((0, 1)) / count
+            var = (x32.square().sum((0, 1)) / count - mean.square()).clamp(min=0.0)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var, self.momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        return x * scale.to(x.dtype) + (self.bias - mean * scale).to(x.dtype)
+
+
+class ConvolutionModule(nn.Module):
+    """Pointwise linear and GLU, depthwise convolution, BatchNorm, Swish, pointwise linear (section 2.2)."""
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.pointwise_in = nn.Linear(config.dim, 2 * config.dim)
+        self.depthwise = nn.Conv1d(
+            config.dim, config.dim, config.kernel, padding=config.kernel // 2, groups=config.dim, bias=False
+        )
+        self.norm = MaskedBatchNorm(config.dim)
+        self.pointwise_out = nn.Linear(config.dim, config.dim)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, T, D) -> (B, T, D); padded frames are zeroed before the convolution mixes time."""
+        x = zero_padding(F.glu(self.pointwise_in(x)), mask)
+        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)  # (B, T, D)
+        x = self.norm(zero_padding(x, mask), mask)
+        return self.pointwise_out(F.silu(x))
+
+
+class FeedForward(nn.Module):
+    """Linear, Swish, dropout, linear (section 2.3)."""
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(config.dim, config.feed_forward_dim)
+        self.linear_out = nn.Linear(config.feed_forward_dim, config.dim)
+        self.dropout = nn.Dropout(config.dropout_prob)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.linear_out(self.dropout(F.silu(self.linear_in(x))))
+
+
+class ConformerBlock(nn.Module):
+    """Half feed-forward, self-attention, convolution, half feed-forward, LayerNorm; all pre-norm (section 2.4)."""
+
+    def __init__(self, config: ConformerConfig) -> None:
+        super().__init__()
+        self.norm_ff1 = nn.LayerNorm(config.dim)
+        self.ff1 = FeedForward(config)
+        self.norm_attention = nn.LayerNorm(config.dim)
+        self.attention = SelfAttention(config.dim, config.heads, config.positions == "rotary", config.dropout_prob)
+        self.norm_convolution = nn.LayerNorm(config.dim)
+        self.convolution = ConvolutionModule(config)
+        self.norm_ff2 = nn.LayerNorm(config.dim)
+        self.ff2 = FeedForward(config)
+        self.norm_out = nn.LayerNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout_prob)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`x` (B, T, D), `mask` bool (B, T), True on real frames, or None without padding -> (B, T, D)."""
+        x = x + 0.5 * self.dropout(self.ff1(self.norm_ff1(x)))
+        x = x + self.dropout(self.attention(self.norm_attention(x), mask))
+        x = x + self.dropout(self.convolution(self.norm_convolution(x), mask))
+        x = x + 0.5 * self.dropout(self.ff2(self.norm_ff2(x)))
+        return self.norm_out(x)

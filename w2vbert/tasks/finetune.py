@@ -1,0 +1,243 @@
+"""Fine-tuning with the pruned RNN-T loss, from a pre-trained encoder or from scratch."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from w2vbert.config import load_config, save_config
+from w2vbert.data.augment import SpecAugmentConfig, spec_augment
+from w2vbert.data.batches import SpeechBatch
+from w2vbert.data.datasets import SpeechDataset
+from w2vbert.data.loaders import BatchStream, in_order
+from w2vbert.data.tokenizer import Tokenizer
+from w2vbert.decoding.scoring import score_pairs
+from w2vbert.decoding.search import SearchConfig
+from w2vbert.errors import UserError
+from w2vbert.log import logger
+from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
+from w2vbert.models.w2v_bert import EncoderConfig, W2vBert, W2vBertConfig
+from w2vbert.ops.lengths import subsampled_lengths
+from w2vbert.stages import Step
+from w2vbert.tasks.recognize import recognize
+from w2vbert.tasks.runs import finish_run, prepare_run
+from w2vbert.training.checkpoint import load_weights, read_model_card
+from w2vbert.training.metrics import Panel
+from w2vbert.training.optim import OptimConfig, ParamGroup
+from w2vbert.training.task import StepOutput
+from w2vbert.training.trainer import TrainConfig, Trainer
+
+SCRATCH = "scratch"
+PANELS = (
+    Panel("loss (nats a frame)", ("pruned_loss", "simple_loss", "ctc_loss"), log=True),
+    Panel("WER on dev, greedy (%)", ("wer",)),
+)
+
+
+@dataclass(frozen=True)
+class TransducerLossConfig:
+    """How the losses are added up.
+
+    Attributes:
+        prune_range: labels that the pruned loss keeps at each frame (5: icefall).
+        warmup_steps: while the weight of the simple loss falls from 1 to 0.5 and that of the pruned one rises from
+            0.1 to 1, both linearly (icefall).
+        ctc_weight: of the CTC head's loss; 0: no head.
+    """
+
+    prune_range: int = 5
+    warmup_steps: int = 2000
+    ctc_weight: float = 0.0
+
+    def weights(self, step: int) -> tuple[float, float]:
+        """Weights of the simple and of the pruned loss at `step`."""
+        done = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return 1.0 - 0.5 * done, 0.1 + 0.9 * done
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning.
+
+    Attributes:
+        encoder: architecture from scratch; a pre-trained model brings its own, and must not contradict this one.
+        predictor: prediction network.
+        projection_dim, joiner_dim: of projection block and joiner (640: family).
+        loss: weights of the losses.
+        train: the loop.
+        encoder_optim, decoder_optim: schedules of the encoder and of everything else.
+        freeze_feature_encoder: keep the pre-trained convolutions as they are (paper); not from scratch.
+        spec_augment: masks on the features.
+        batch_seconds: most audio in a batch, padding counted.
+        max_seconds: longer utterances are left out.
+    """
+
+    encoder: EncoderConfig | None = None
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    projection_dim: int = 640
+    joiner_dim: int = 640
+    loss: TransducerLossConfig = field(default_factory=TransducerLossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    encoder_optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4, 5000))
+    decoder_optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, 1500))
+    freeze_feature_encoder: bool = True
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    batch_seconds: float = 400.0
+    max_seconds: float = 32.0
+
+
+class FinetuneTask:
+    """A transducer as a thing to train."""
+
+    best_metric = "wer"
+
+    def __init__(self, config: FinetuneConfig, model: Transducer, tokenizer: Tokenizer, dev: SpeechDataset) -> None:
+        self.config = config
+        self.model = model
+        self.tokenizer = tokenizer
+        self.dev = dev
+
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """The encoder, and everything else."""
+        encoder = self.model.encoder
+        decoder = [module for module in self.model.children() if module is not encoder]
+        return [
+            ParamGroup("encoder", [encoder], self.config.encoder_optim),
+            ParamGroup("decoder", decoder, self.config.decoder_optim),
+        ]
+
+    def train_step(self, batch: SpeechBatch, step: int, generator: torch.Generator) -> StepOutput:
+        """Weighted sum of the losses of a batch, counted by encoder frames.
+
+        An utterance whose loss is not finite has no way through its lattice: it is named and left out.
+        """
+        assert batch.tokens is not None and batch.token_lengths is not None
+        features = spec_augment(batch.features, batch.lengths, self.config.spec_augment, generator)
+        config = self.config.loss
+        loss = self.model(features, batch.lengths, batch.tokens, batch.token_lengths, config.prune_range)
+        usable = loss.simple.isfinite() & loss.pruned.isfinite()
+        simple, pruned, ctc = (x.masked_fill(~usable, 0.0).sum() for x in (loss.simple, loss.pruned, loss.ctc))
+        simple_weight, pruned_weight = config.weights(step)
+        total = simple_weight * simple + pruned_weight * pruned + config.ctc_weight * ctc
+        count = (loss.frames.to(usable.device) * usable).sum()
+        unusable = (~usable).sum()
+        sums = {"count": count, "pruned": pruned, "simple": simple, "ctc": ctc, "unusable": unusable}
+        return StepOutput(total, count, {name: value.detach() for name, value in sums.items()})
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Losses per encoder frame."""
+        count = max(float(sums["count"]), 1.0)
+        metrics = {f"{name}_loss": float(sums[name]) / count for name in ("pruned", "simple")}
+        if self.config.loss.ctc_weight:
+            metrics["ctc_loss"] = float(sums["ctc"]) / count
+        return metrics | {"unusable_utterances": float(sums["unusable"])}
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """WER of greedy search on the dev split, in percent."""
+        assert isinstance(model, Transducer)
+        batches = in_order(self.dev, self.config.batch_seconds)
+        found = [r for batch in recognize(model, self.tokenizer, batches, SearchConfig()) for r in batch]
+        references = dict(zip(self.dev.ids, self.dev.texts, strict=True))
+        return {"wer": score_pairs(references, {r.id: r.text for r in found}).wer}
+
+
+def build_transducer(config: FinetuneConfig, init: str, tokenizer: Tokenizer) -> Transducer:
+    """A transducer with a pre-trained encoder or a fresh one.
+
+    Raises:
+        UserError: `init` is no pre-trained model, or contradicts the config.
+    """
+    pretrained = None if init == SCRATCH else load_pretrained(Path(init))
+    if pretrained is None and config.encoder is None:
+        raise UserError("--init scratch needs the key `encoder` in the config: there is no pre-trained model to copy")
+    encoder = config.encoder if pretrained is None else pretrained.config.encoder
+    assert encoder is not None
+    if config.encoder not in (None, encoder):
+        raise UserError(f"key encoder contradicts {init}/model.yaml: leave it out, or make it equal")
+    model = Transducer(
+        TransducerConfig(
+            encoder=encoder,
+            vocab_size=tokenizer.vocab_size,
+            projection_dim=config.projection_dim,
+            predictor=config.predictor,
+            joiner_dim=config.joiner_dim,
+            ctc=config.loss.ctc_weight > 0.0,
+        )
+    )
+    if pretrained is not None:
+        model.encoder.load_state_dict(pretrained.encoder.state_dict())
+        model.encoder.feature_encoder.requires_grad_(not config.freeze_feature_encoder)
+    return model
+
+
+def load_pretrained(folder: Path) -> W2vBert:
+    """A pre-trained model.
+
+    Raises:
+        UserError: the folder does not hold one.
+    """
+    read_model_card(folder, "w2v-bert")
+    model = W2vBert(load_config(W2vBertConfig, folder / "model.yaml"))
+    load_weights(model, folder / "model.safetensors")
+    return model
+
+
+def check_transcripts(dataset: SpeechDataset, tokenizer: Tokenizer) -> None:
+    """Refuses transcripts that the tokenizer cannot spell, before training starts.
+
+    Raises:
+        UserError: names the characters and some utterances, or says that there is no transcript at all.
+    """
+    unknown = tokenizer.unknown_characters(dataset.texts)
+    if unknown:
+        characters = " ".join(sorted(unknown))
+        ids = [id for id, text in zip(dataset.ids, dataset.texts, strict=True) if unknown & set(text)]
+        raise UserError(
+            f"the tokenizer has never seen {characters} (utterances {', '.join(ids[:3])}): "
+            "train it on these transcripts, or normalise them"
+        )
+    if not any(dataset.texts):
+        raise UserError("no utterance of the training data has a transcript")
+    pairs = zip(dataset.frames, dataset.texts, strict=True)
+    crowded = sum(int(subsampled_lengths(torch.tensor(f))) < len(tokenizer.encode(t)) for f, t in pairs)
+    if crowded:
+        logger.warning(f"{crowded} utterances have more word pieces than encoder frames")
+
+
+def finetune(
+    data: Path,
+    out: Path,
+    tokenizer: Path,
+    init: str,
+    pseudo: Path | None,
+    config_path: Path | None,
+    overrides: Sequence[str],
+    force: bool,
+) -> None:
+    """Trains a transducer on the train split (and on pseudo-labelled cuts) and leaves a model folder.
+
+    Raises:
+        UserError: config, data, tokenizer or initial model are not fit for it.
+    """
+    config = load_config(FinetuneConfig, config_path, overrides)
+    inputs = {"data": data, "tokenizer": tokenizer, "pseudo": pseudo, "init": None if init == SCRATCH else Path(init)}
+    step = Step("finetune", out, config, inputs)
+    if not force and step.is_done():
+        return
+    pieces = Tokenizer.load(tokenizer)
+    manifests = [data / "cuts_train.jsonl.gz"] + ([pseudo / "cuts_pseudo.jsonl.gz"] if pseudo else [])
+    train = SpeechDataset(manifests, config.max_seconds)
+    dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds)
+    check_transcripts(train, pieces)
+    torch.manual_seed(config.train.seed)
+    model = build_transducer(config, init, pieces)
+    prepare_run(step, config.train, force)
+    logger.info(f"fine-tuning from {init} on {train.hours:.2f} h, {len(train)} utterances")
+    batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode)
+    result = Trainer(FinetuneTask(config, model, pieces, dev), batches, config.train, out, PANELS).fit()
+    shutil.copytree(tokenizer, out / "tokenizer", dirs_exist_ok=True)
+    save_config(model.config, out / "model.yaml")
+    finish_run(step, "transducer", result)

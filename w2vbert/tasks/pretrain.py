@@ -1,0 +1,150 @@
+"""Pre-training with w2v-BERT's objective on unlabelled speech."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from w2vbert.config import load_config, save_config
+from w2vbert.data.batches import SpeechBatch
+from w2vbert.data.datasets import SpeechDataset
+from w2vbert.data.loaders import BatchStream, in_order
+from w2vbert.models.quantizer import perplexity
+from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertLoss
+from w2vbert.stages import Step
+from w2vbert.tasks.runs import finish_run, prepare_run
+from w2vbert.training.metrics import Panel
+from w2vbert.training.optim import OptimConfig, ParamGroup
+from w2vbert.training.task import StepOutput
+from w2vbert.training.trainer import TrainConfig, Trainer
+
+TRAIN_SPLITS = ("unlabelled", "train")
+PANELS = (
+    Panel("loss (nats a masked frame)", ("contrastive_loss", "masked_loss")),
+    Panel("accuracy", ("contrastive_accuracy", "contrastive_chance", "masked_accuracy", "top_code_share")),
+    Panel("codes", ("code_perplexity", "codes_used")),
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training.
+
+    Attributes:
+        model: w2v-BERT.
+        train: the loop.
+        optim: AdamW and its schedule.
+        batch_seconds: most audio in a batch, padding counted (18.2 h in all: paper).
+        max_seconds: longer utterances are left out (32: paper).
+    """
+
+    model: W2vBertConfig = field(default_factory=W2vBertConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    batch_seconds: float = 512.0
+    max_seconds: float = 32.0
+
+
+class PretrainTask:
+    """w2v-BERT as a thing to train."""
+
+    best_metric = "loss"
+
+    def __init__(self, config: PretrainConfig, dev: SpeechDataset) -> None:
+        self.config = config
+        self.dev = dev
+        self.model = W2vBert(config.model)
+
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """One group: everything."""
+        return [ParamGroup("all", [self.model], self.config.optim)]
+
+    def train_step(self, batch: SpeechBatch, step: int, generator: torch.Generator) -> StepOutput:
+        """Loss of a batch; the Gumbel temperature follows the step."""
+        temperature = self.config.model.quantizer.temperature(step / self.config.train.max_steps)
+        loss = self.model(batch.features, batch.lengths, temperature, generator)
+        sums = loss_sums(loss) | {"temperature": loss.count * temperature, "frames": (batch.lengths.sum() + 3) // 4}
+        return StepOutput(loss.total, loss.count, sums)
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics per masked frame."""
+        return summarize_pretraining(sums)
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """The same on the dev split, with the same masks each time."""
+        generator = torch.Generator().manual_seed(0)
+        sums: dict[str, Tensor] = {}
+        for batch in in_order(self.dev, self.config.batch_seconds):
+            loss = model(batch.features, batch.lengths, self.config.model.quantizer.temperature_end, generator)
+            for name, value in loss_sums(loss).items():
+                sums[name] = sums[name] + value if name in sums else value
+        return summarize_pretraining(sums)
+
+
+def loss_sums(loss: W2vBertLoss) -> dict[str, Tensor]:
+    """What is added up over batches; frames are masked frames."""
+    return {
+        "count": loss.count,
+        "total": loss.total.detach(),
+        "contrastive_loss": loss.contrastive.loss.detach(),
+        "contrastive_correct": loss.contrastive.correct,
+        "contrastive_chance": loss.contrastive.chance,
+        "contrastive_count": loss.contrastive.count,
+        "masked_loss": loss.masked_loss,
+        "masked_correct": loss.masked_correct,
+        "diversity": loss.diversity,
+        "frame_entropy": loss.frame_entropy,
+        "code_counts": loss.code_counts,
+    }
+
+
+def summarize_pretraining(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Metrics of a stretch of training.
+
+    `code_perplexity` is that of the target ids, averaged over codebooks; `top_code_share` is what a constant guess
+    of the most frequent code would get right, so `masked_accuracy` means something only above it.
+    """
+    count = max(float(sums["count"]), 1.0)
+    contrastive = max(float(sums["contrastive_count"]), 1.0)
+    shares = sums["code_counts"].float() / count  # (G, V)
+    metrics = {
+        "loss": float(sums["total"]) / count,
+        "contrastive_accuracy": float(sums["contrastive_correct"]) / contrastive,
+        "masked_accuracy": float(sums["masked_correct"]) / count,
+        "code_perplexity": float(perplexity(shares).mean()),
+        "contrastive_loss": float(sums["contrastive_loss"]) / contrastive,
+        "masked_loss": float(sums["masked_loss"]) / count,
+        "contrastive_chance": float(sums["contrastive_chance"]) / contrastive,
+        "top_code_share": float(shares.max(-1).values.mean()),
+        "codes_used": float((shares > 0).sum(-1).float().mean()),
+        "diversity_loss": float(sums["diversity"]) / count,
+        "frame_entropy": float(sums["frame_entropy"]) / count,
+    }
+    if "temperature" in sums:
+        metrics["temperature"] = float(sums["temperature"]) / count
+        metrics["mask_share"] = count / max(float(sums["frames"]), 1.0)
+    return metrics
+
+
+def pretrain(data: Path, out: Path, config_path: Path | None, overrides: Sequence[str], force: bool) -> None:
+    """Pre-trains on the unlabelled and train splits of `data` and leaves a model folder.
+
+    Raises:
+        UserError: config or data are not fit for it.
+    """
+    config = load_config(PretrainConfig, config_path, overrides)
+    step = Step("pretrain", out, config, {"data": data})
+    if not force and step.is_done():
+        return
+    splits = [data / f"cuts_{name}.jsonl.gz" for name in TRAIN_SPLITS]
+    train = SpeechDataset([path for path in splits if path.is_file()] or splits, config.max_seconds)
+    dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds)
+    prepare_run(step, config.train, force)
+    task = PretrainTask(config, dev)
+    batches = BatchStream(train, config.batch_seconds, config.train.seed)
+    result = Trainer(task, batches, config.train, out, PANELS).fit()
+    save_config(config.model, out / "model.yaml")
+    finish_run(step, "w2v-bert", result)

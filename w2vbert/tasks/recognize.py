@@ -1,0 +1,75 @@
+"""A transducer's folder, and from batches of features to text: what fine-tuning, decoding and self-training share."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from w2vbert.config import load_config
+from w2vbert.data.batches import SpeechBatch
+from w2vbert.data.tokenizer import Tokenizer
+from w2vbert.decoding.hypothesis import Hypothesis
+from w2vbert.decoding.scorers import Scorer
+from w2vbert.decoding.search import SearchConfig, search
+from w2vbert.errors import UserError
+from w2vbert.models.transducer import Transducer, TransducerConfig
+from w2vbert.training.checkpoint import load_weights, read_model_card
+from w2vbert.training.trainer import choose_device, choose_precision
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What was recognised in an utterance.
+
+    Attributes:
+        id: cut id.
+        text: words of the best hypothesis.
+        hypotheses: n-best list, best first.
+    """
+
+    id: str
+    text: str
+    hypotheses: list[Hypothesis]
+
+    @property
+    def confidence(self) -> float:
+        """Confidence of the best hypothesis, 0 to 1."""
+        return self.hypotheses[0].confidence
+
+
+def load_transducer(folder: Path) -> tuple[Transducer, Tokenizer]:
+    """A fine-tuned model, ready to decode, and its tokenizer.
+
+    Raises:
+        UserError: the folder is no transducer's, or its parts do not fit one another.
+    """
+    read_model_card(folder, "transducer")
+    config = load_config(TransducerConfig, folder / "model.yaml")
+    model = Transducer(config)
+    load_weights(model, folder / "model.safetensors")
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}")
+    return model.to(choose_device()).eval(), tokenizer
+
+
+@torch.inference_mode()
+def recognize(
+    model: Transducer,
+    tokenizer: Tokenizer,
+    batches: Iterable[SpeechBatch],
+    config: SearchConfig,
+    scorers: Sequence[Scorer] = (),
+) -> Iterator[list[Recognition]]:
+    """Recognises batch after batch; each result is in the order of its batch."""
+    device = next(model.parameters()).device
+    dtype = choose_precision("auto", device)
+    for batch in batches:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            encoded, lengths = model.encode(batch.features.to(device), batch.lengths)
+        found = search(model, encoded.float(), lengths, config, scorers)
+        yield [
+            Recognition(id, tokenizer.decode(list(nbest[0].tokens)), nbest)
+            for id, nbest in zip(batch.ids, found, strict=True)
+        ]

@@ -1,0 +1,47 @@
+"""Folders of training runs: how they begin and how they end, the same for every task."""
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+
+import torch
+
+from w2vbert import __version__
+from w2vbert.config import save_config
+from w2vbert.log import logger, setup_logging
+from w2vbert.stages import Step, write_json
+from w2vbert.training.checkpoint import write_model_card
+from w2vbert.training.trainer import TrainConfig, TrainResult
+
+
+def prepare_run(step: Step, config: TrainConfig, force: bool) -> None:
+    """Opens the run's folder (an unfinished run of the same config goes on in it) and notes where it runs."""
+    step.start(force)
+    setup_logging(step.out / "train.log")
+    save_config(step.config, step.out / "config.yaml")
+    write_json(step.out / "run.json", _describe_machine())
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.manual_seed(config.seed)
+
+
+def finish_run(step: Step, kind: str, result: TrainResult) -> None:
+    """Turns the finished run's folder into a model folder and stamps it."""
+    write_model_card(step.out, kind, asdict(result))
+    step.finish()
+    logger.info(f"{step.out}: {kind} model, {result.audio_hours:.1f} h of audio in {result.minutes:.1f} min")
+
+
+def _describe_machine() -> dict[str, object]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "command": sys.argv,
+        "commit": commit or None,
+        "w2vbert": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }

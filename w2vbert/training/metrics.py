@@ -1,0 +1,88 @@
+"""What a run tells: JSON lines, TensorBoard, and a picture of the curves."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from w2vbert.stages import atomic_file
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of the picture.
+
+    Attributes:
+        title: what it shows, with its unit.
+        keys: metrics drawn into it.
+        log: logarithmic axis.
+    """
+
+    title: str
+    keys: Sequence[str]
+    log: bool = False
+
+
+class MetricsWriter:
+    """Appends metrics of a run to `metrics.jsonl` and to TensorBoard files under `tensorboard/`."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """Opens the files of `run`; lines of steps after `step`, which a resumed run does again, are dropped."""
+        from tensorboardX import SummaryWriter
+
+        self.path = run / METRICS_FILE
+        kept = [line for line in read_metrics(run) if line["step"] <= step]
+        with atomic_file(self.path) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Writes metrics of the steps up to `step`; `split` is train or dev."""
+        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Closes both."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All whole lines of a run's metrics; a line cut off by a crash is left out."""
+    path = run / METRICS_FILE
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def draw_curves(run: Path, panels: Sequence[Panel], target: Path) -> None:
+    """Draws the metrics of a run over its steps as a PNG, one panel beside the other."""
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(run)
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for key in panel.keys:
+            for split, style in (("train", "-"), ("dev", "o--")):
+                points = [(m["step"], m[key]) for m in lines if m["split"] == split and m.get(key) is not None]
+                if points:
+                    axes.plot(*zip(*points, strict=True), style, label=f"{key} ({split})", markersize=3, linewidth=1.2)
+        axes.set_title(panel.title, fontsize=10)
+        axes.set_xlabel("step")
+        if panel.log:
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=7)
+    with atomic_file(target) as aside:
+        figure.savefig(aside, format="png", dpi=110)

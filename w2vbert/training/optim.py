@@ -1,0 +1,95 @@
+"""Optimizer over named groups of parameters, clipping, and the running average of the weights."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from w2vbert.training.schedules import OptimConfig
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """Parameters that share a schedule.
+
+    Attributes:
+        name: shown in the log as `lr_NAME`.
+        modules: where they are.
+        config: their learning rate and schedule.
+    """
+
+    name: str
+    modules: Sequence[nn.Module]
+    config: OptimConfig
+
+
+def make_optimizer(groups: Sequence[ParamGroup]) -> torch.optim.AdamW:
+    """AdamW with beta 0.9, 0.98 (facts: family); weight decay on matrices and kernels only.
+
+    Raises:
+        ValueError: a parameter stands in two groups.
+    """
+    seen: set[int] = set()
+    param_groups = []
+    for group in groups:
+        params = [p for module in group.modules for p in module.parameters() if p.requires_grad]
+        if any(id(p) in seen for p in params) or len({id(p) for p in params}) < len(params):
+            raise ValueError(f"parameter group {group.name} shares parameters with another")
+        seen.update(id(p) for p in params)
+        matrices = [p for p in params if p.ndim > 1]
+        vectors = [p for p in params if p.ndim <= 1]
+        for members, decay in ((matrices, group.config.weight_decay), (vectors, 0.0)):
+            if members:
+                param_groups.append({"params": members, "weight_decay": decay, "group": group.name})
+    return torch.optim.AdamW(param_groups, lr=0.0, betas=(0.9, 0.98), eps=1e-8, fused=True)
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, groups: Sequence[ParamGroup], step: int, max_steps: int
+) -> dict[str, float]:
+    """Sets each group's learning rate for `step` (0-based) and returns them by group name."""
+    rates = {group.name: group.config.at(step, max_steps) for group in groups}
+    for param_group in optimizer.param_groups:
+        param_group["lr"] = rates[param_group["group"]]
+    return rates
+
+
+def scale_and_clip(params: Sequence[nn.Parameter], count: Tensor, max_norm: float) -> Tensor:
+    """Divides the gradients of a summed loss by its count and caps their norm.
+
+    Args:
+        params: parameters; those without gradient are left alone.
+        count: scalar, what the summed loss is divided by.
+        max_norm: cap of the norm over all parameters.
+
+    Returns:
+        Scalar, the norm before the cap; not finite when any gradient is not.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads) / count
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / count
+    torch._foreach_mul_(grads, factor)
+    return norm
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights, itself a model that can be evaluated.
+
+    The decay rises with the number of updates, min(decay, (1 + n) / (10 + n)), so early weights are forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the average towards `model`; buffers (BatchNorm statistics) are copied."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)

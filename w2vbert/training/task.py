@@ -1,0 +1,58 @@
+"""What a task gives to the trainer. The trainer knows nothing else of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from w2vbert.training.optim import ParamGroup
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Loss of one batch.
+
+    Attributes:
+        loss: scalar, a sum, with gradient.
+        count: scalar, what the sum over batches is divided by; 0 when the batch teaches nothing.
+        sums: detached tensors that are added up until the next line of the log.
+    """
+
+    loss: Tensor
+    count: Tensor
+    sums: Mapping[str, Tensor]
+
+
+class Task(Protocol):
+    """A thing to train."""
+
+    model: nn.Module
+    best_metric: str
+    """Name in `validate`'s result by which the best model is kept; lower is better."""
+
+    def param_groups(self) -> Sequence[ParamGroup]:
+        """Groups of parameters with their schedules."""
+
+    def train_step(self, batch: Any, step: int, generator: torch.Generator) -> StepOutput:
+        """Loss of a batch at step `step` (0-based); all randomness but dropout comes from `generator`."""
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics from the sums of all batches since the last line of the log."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of `model` (the running average where there is one) on the dev split."""
+
+
+class BatchSource(Protocol):
+    """An endless stream of batches whose position can be saved."""
+
+    def next_batch(self) -> Any:
+        """The next batch. It has `seconds` (of audio) and `ids`."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Position, after the last batch given."""
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on at a saved position, at no cost."""
