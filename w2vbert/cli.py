@@ -220,7 +220,7 @@ def decode(
     set_: Set = None,
     force: Force = False,
 ) -> None:
-    """Recognise audio files, or the splits of a data set with scores.
+    """Recognise audio files, or score the splits of a data set.
 
     The text of each INPUT goes to the terminal; with --data, results and scores of each --split go to --out.
     """

@@ -1,0 +1,145 @@
+"""The command line: instant help, one line for each error the user can mend, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from w2vbert import cli
+from w2vbert.errors import UserError
+
+COMMANDS = "prepare features tokenizer lm pretrain finetune pseudo-label decode score report info doctor".split()
+
+
+@pytest.fixture
+def tasks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, ...]]]:
+    """Puts a task module in place whose function notes its arguments, or raises."""
+
+    def replace(module: str, function: str, error: BaseException | None = None) -> list[tuple[object, ...]]:
+        calls: list[tuple[object, ...]] = []
+
+        def work(*arguments: object) -> None:
+            calls.append(arguments)
+            if error is not None:
+                raise error
+
+        fake = types.ModuleType(f"w2vbert.tasks.{module}")
+        setattr(fake, function, work)
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+        monkeypatch.setattr(sys.modules["w2vbert.tasks"], module, fake, raising=False)
+        return calls
+
+    import w2vbert.tasks  # noqa: F401  the package whose modules are replaced
+
+    return replace
+
+
+def test_help_lists_every_command_and_is_quick() -> None:
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-m", "w2vbert", "--help"], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    words = result.stdout.split()
+    assert [command for command in COMMANDS if command not in words] == [] and result.stderr == ""
+    assert seconds < 2.0, "0.1 s on an idle machine"
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    heavy = "torch torchaudio pydantic lhotse numpy yaml matplotlib tqdm kenlm".split()
+    code = "import sys, w2vbert.cli; print(*[name for name in sys.argv[1:] if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0 and "Commands:" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out.startswith("w2vbert ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--foo"], "error: no such option: --foo (try w2vbert --help)"),
+        (["decode", "--foo"], "(try w2vbert decode --help)"),
+        (["prepare", "synth", "--foo"], "(try w2vbert prepare synth --help)"),
+        (["transcribe"], "error: no such command 'transcribe' (try w2vbert --help)"),
+        (["features", "a"], "error: missing argument 'OUT' (try w2vbert features --help)"),
+        (["features", "a", "b", "--nj", "many"], "error: invalid value for '--nj'"),
+        (["decode", "--model", "m"], "error: name audio to decode"),
+        (["decode", "--model", "m", "--data", "d", "--split", "dev"], "error: --data needs --split and --out"),
+        (["prepare", "corpus", "a", "b"], "error: name the subsets"),
+        (["report", "a.md", "--row", "x"], "error: --row x: write NAME=DIR"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ") and message in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("no corpus at x"), "error: no corpus at x\n"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/b"), "error: a/b: no space left on device\n"),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "c"), "error: c: no such file or directory\n"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "d"), "error: d: permission denied\n"),
+    ],
+)
+def test_errors_of_a_task_are_one_line(
+    tasks: Callable[..., list[tuple[object, ...]]],
+    error: Exception,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks("prepare", "prepare_synth", error)
+    assert cli.main(["prepare", "synth", "out"]) == 2 and capsys.readouterr().err == message
+    monkeypatch.setenv("W2VBERT_DEBUG", "1")
+    with pytest.raises(type(error)):
+        cli.main(["prepare", "synth", "out"])
+
+
+def test_interruption_is_130(
+    tasks: Callable[..., list[tuple[object, ...]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks("pretrain", "pretrain", KeyboardInterrupt())
+    assert cli.main(["pretrain", "data", "out"]) == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_mistake_of_ours_is_not_hidden(tasks: Callable[..., list[tuple[object, ...]]]) -> None:
+    tasks("pretrain", "pretrain", ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["pretrain", "data", "out"])
+
+
+def test_arguments_reach_the_tasks(tasks: Callable[..., list[tuple[object, ...]]]) -> None:
+    calls = tasks("prepare", "prepare_corpus")
+    assert cli.main("prepare corpus C O --train a,b --unlabelled e --nj 2 --force".split()) == 0
+    assert calls == [(Path("C"), Path("O"), {"train": ["a", "b"], "dev": [], "test": [], "unlabelled": ["e"]}, 2, True)]
+    calls = tasks("finetune", "finetune")
+    assert cli.main("finetune D O --tokenizer T --init scratch --config c.yaml --set a=1 --set b=2".split()) == 0
+    assert calls == [(Path("D"), Path("O"), Path("T"), "scratch", None, Path("c.yaml"), ["a=1", "b=2"], False)]
+    calls = tasks("decode", "decode_splits")
+    assert cli.main("decode --model M --lm L --data D --split dev --split test --out O".split()) == 0
+    assert calls == [(Path("M"), Path("D"), ["dev", "test"], Path("O"), Path("L"), None, [], False)]
+    calls = tasks("decode", "decode_files")
+    assert cli.main("decode --model M a.wav b -o out.jsonl".split()) == 0
+    assert calls == [(Path("M"), [Path("a.wav"), Path("b")], None, Path("out.jsonl"), None, [])]
+    calls = tasks("report", "write_report")
+    assert cli.main(["report", "R.md", "--row", "a=b=exp/a", "--row", "c=d"]) == 0
+    assert calls == [(Path("R.md"), [("a=b", Path("exp/a")), ("c", Path("d"))])]
+
+
+def test_doctor_reports_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["w2vbert"]
