@@ -1,0 +1,262 @@
+"""Corpora in LibriSpeech's layout: which utterances they hold, which of them can be used, and their Lhotse manifests.
+
+    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac
+    SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt        lines "SPEAKER-CHAPTER-UTTERANCE TEXT"; none if unlabelled
+
+Lhotse's own `prepare_librispeech` stops at an empty transcript or a damaged file and passes over audio without text, so
+the lister is ours; on a sound corpus both give the same manifests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+
+from w2vbert.data.parallel import map_in_processes
+from w2vbert.errors import UserError
+from w2vbert.log import progress
+
+if TYPE_CHECKING:  # lhotse takes seconds to import: not before a step knows that it has work to do
+    from lhotse import MonoCut, Recording, SupervisionSegment
+
+LABELLED_SPLITS = ("train", "dev", "test")
+SPLITS = (*LABELLED_SPLITS, "unlabelled")
+SAMPLING_RATE_HZ = 16000  # of the manifests; other audio is resampled when it is loaded
+AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
+READ_SAMPLES = 1 << 20
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Which subsets make up each split, and which utterances are dropped."""
+
+    corpus: Path
+    splits: dict[str, tuple[str, ...]]  # split -> names of subset folders
+    min_seconds: float = 0.1  # about the receptive field of one encoder frame
+    max_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for split, subsets in self.splits.items():
+            if split not in SPLITS:
+                raise ValueError(f"unknown split {split} (allowed: {', '.join(SPLITS)})")
+            if not subsets or len(set(subsets)) < len(subsets):
+                raise ValueError(f"{split} needs at least one subset and each only once, got {','.join(subsets)!r}")
+        if not self.splits:
+            raise ValueError(f"name the subsets of at least one split ({', '.join(SPLITS)})")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One audio file of a corpus, not looked into yet."""
+
+    id: str
+    path: Path
+    speaker: str
+    text: str | None  # None: unlabelled
+
+
+@dataclass(frozen=True)
+class AudioCheck:
+    """What decoding a whole audio file has shown."""
+
+    samples: int
+    sampling_rate_hz: int
+    problem: str | None  # why it cannot be used; None if it can
+
+
+@dataclass(frozen=True)
+class Split:
+    """Manifests of one split and what was left out of it."""
+
+    name: str
+    recordings: list[Recording]
+    supervisions: list[SupervisionSegment]
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> utterance ids
+    resampled: list[str] = field(default_factory=list)  # ids of utterances with another sampling rate
+
+    def cuts(self) -> Iterator[MonoCut]:
+        """One cut for each utterance, with the utterance's id."""
+        from lhotse import MonoCut
+
+        for recording, supervision in zip(self.recordings, self.supervisions, strict=True):
+            yield MonoCut(
+                id=recording.id,
+                start=0.0,
+                duration=recording.duration,
+                channel=0,
+                recording=recording,
+                supervisions=[supervision],
+            )
+
+
+def check_subsets(config: CorpusConfig) -> None:
+    """Refuse, before anything is read, a corpus that cannot be what the user means.
+
+    Raises:
+        UserError: no such corpus or subset, or an unlabelled subset in train, dev or test.
+    """
+    if not config.corpus.is_dir():
+        raise UserError(f"there is no corpus folder {config.corpus}")
+    there = sorted(path.name for path in config.corpus.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for split, subsets in config.splits.items():
+        for subset in subsets:
+            if subset not in there:
+                names = ", ".join(there) or "none"
+                raise UserError(f"there is no subset {subset} in {config.corpus} (there are: {names})")
+            folder = config.corpus / subset
+            if split in LABELLED_SPLITS and next(folder.rglob("*.trans.txt"), None) is None:
+                raise UserError(
+                    f"{split}: {folder} has no transcripts (*.trans.txt): name a labelled subset, "
+                    "or use this one with --unlabelled"
+                )
+
+
+def read_split(config: CorpusConfig, split: str, jobs: int) -> Split:
+    """List one split, decode all its audio, and keep what can be used.
+
+    Args:
+        jobs: number of processes that decode.
+
+    Raises:
+        UserError: a folder without audio, or nothing left.
+    """
+    dropped: dict[str, list[str]] = {}
+    candidates: dict[str, Utterance] = {}
+    for subset in config.splits[split]:
+        for utterance in list_utterances(config.corpus.resolve() / subset, split in LABELLED_SPLITS, dropped):
+            if utterance.id in candidates:
+                dropped.setdefault("id is there twice", []).append(utterance.id)
+            else:
+                candidates[utterance.id] = utterance
+    utterances = [candidates[key] for key in sorted(candidates)]
+    checks = map_in_processes(check_audio, [u.path for u in utterances], jobs)
+    checks = progress(checks, total=len(utterances), desc=f"checking {split}", unit="files")
+    recordings, supervisions, resampled = [], [], []
+    for utterance, check in zip(utterances, checks, strict=True):
+        problem = check.problem or _check_length(check, config)
+        if problem is not None:
+            dropped.setdefault(problem, []).append(utterance.id)
+            continue
+        if check.sampling_rate_hz != SAMPLING_RATE_HZ:
+            resampled.append(utterance.id)
+        recordings.append(_make_recording(utterance, check))
+        supervisions.append(_make_supervision(utterance, recordings[-1]))
+    if not recordings:
+        reasons = ", ".join(f"{reason}: {len(ids)}" for reason, ids in sorted(dropped.items()))
+        raise UserError(f"no utterance is left in {split} ({','.join(config.splits[split])}): {reasons}")
+    return Split(split, recordings, supervisions, dropped, resampled)
+
+
+def list_utterances(folder: Path, labelled: bool, dropped: dict[str, list[str]]) -> Iterator[Utterance]:
+    """The audio files under a subset folder; with `labelled` only those with a transcript.
+
+    Args:
+        dropped: reason -> ids; what is left out is added here.
+
+    Raises:
+        UserError: there is no audio file.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    if not paths:
+        raise UserError(f"there is no audio in {folder} ({', '.join('*' + suffix for suffix in AUDIO_SUFFIXES)})")
+    transcripts = read_transcripts(folder) if labelled else {}
+    for path in paths:
+        parts = path.relative_to(folder).with_suffix("").parts
+        speaker = parts[0]
+        # LibriSpeech's file names are unique; those of other corpora (Libri-Light's books) only with their folders.
+        utterance_id = path.stem if path.stem.startswith(f"{speaker}-") else "-".join(parts)
+        text = transcripts.pop(utterance_id, None)
+        if labelled and not text:
+            reason = "no transcript" if text is None else "empty transcript"
+            dropped.setdefault(reason, []).append(utterance_id)
+            continue
+        yield Utterance(utterance_id, path, speaker, text if labelled else None)
+    if transcripts:
+        dropped.setdefault("transcript without audio", []).extend(sorted(transcripts))
+
+
+def read_transcripts(folder: Path) -> dict[str, str]:
+    """Utterance id -> text, of all `*.trans.txt` under a folder.
+
+    Raises:
+        UserError: a file is not UTF-8.
+    """
+    transcripts = {}
+    for path in sorted(folder.rglob("*.trans.txt")):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text") from error
+        for line in lines:
+            words = line.split()
+            if words:
+                transcripts[words[0]] = " ".join(words[1:])
+    return transcripts
+
+
+def check_audio(path: Path) -> AudioCheck:
+    """Decode a whole file: the header of a truncated FLAC still tells the full length."""
+    samples = 0
+    rate_hz = 0
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate_hz = file.samplerate
+            if file.channels != 1:
+                return AudioCheck(file.frames, rate_hz, "more than one channel")
+            while len(block := file.read(READ_SAMPLES, dtype="float32")) > 0:
+                samples += len(block)
+                if not np.isfinite(block).all():
+                    return AudioCheck(samples, rate_hz, "samples that are no numbers")
+            if samples != file.frames:
+                return AudioCheck(samples, rate_hz, "truncated")
+    except soundfile.LibsndfileError:
+        return AudioCheck(samples, rate_hz, "empty file" if path.stat().st_size == 0 else "damaged or truncated")
+    return AudioCheck(samples, rate_hz, None if samples else "no samples")
+
+
+def shared_speakers(splits: Sequence[Split]) -> list[tuple[str, str, list[str]]]:
+    """Pairs of train, dev and test that share speakers, with these."""
+    speakers = {s.name: {str(x.speaker) for x in s.supervisions} for s in splits if s.name in LABELLED_SPLITS}
+    names = list(speakers)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return [(a, b, sorted(speakers[a] & speakers[b])) for a, b in pairs if speakers[a] & speakers[b]]
+
+
+def _check_length(check: AudioCheck, config: CorpusConfig) -> str | None:
+    seconds = check.samples / check.sampling_rate_hz
+    if seconds < config.min_seconds:
+        return f"shorter than {config.min_seconds:g} s"
+    return f"longer than {config.max_seconds:g} s" if seconds > config.max_seconds else None
+
+
+def _make_recording(utterance: Utterance, check: AudioCheck) -> Recording:
+    from lhotse import AudioSource, Recording
+
+    recording = Recording(
+        id=utterance.id,
+        sources=[AudioSource(type="file", channels=[0], source=str(utterance.path))],
+        sampling_rate=check.sampling_rate_hz,
+        num_samples=check.samples,
+        duration=check.samples / check.sampling_rate_hz,
+    )
+    return recording.resample(SAMPLING_RATE_HZ) if check.sampling_rate_hz != SAMPLING_RATE_HZ else recording
+
+
+def _make_supervision(utterance: Utterance, recording: Recording) -> SupervisionSegment:
+    from lhotse import SupervisionSegment
+
+    return SupervisionSegment(
+        id=utterance.id,
+        recording_id=recording.id,
+        start=0.0,
+        duration=recording.duration,
+        channel=0,
+        language="English",
+        speaker=utterance.speaker,
+        text=utterance.text,
+    )

@@ -1,0 +1,150 @@
+"""Log-mel filterbanks: stored with Lhotse for a corpus, or computed for one waveform, with equal values.
+
+Stored features are raw log energies in multiples of 1/32 (lilcom's compression: 3.5 times smaller than float32 and as
+fast to load); `normalize` is applied by whoever reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from w2vbert.data.parallel import map_in_processes
+from w2vbert.errors import UserError
+from w2vbert.log import progress
+
+# torch and lhotse take seconds to import: not before a step knows that it has work to do.
+if TYPE_CHECKING:
+    from lhotse import Fbank, MonoCut
+    from torch import Tensor
+
+TICK_POWER = -5  # features are stored in multiples of 2^-5
+CUTS_PER_FILE = 200
+MIN_DEVIATION = 1e-3  # of a mel bin over an utterance; digital silence has none
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Filterbanks as in Kaldi and Lhotse."""
+
+    num_mel_bins: int = 80
+    frame_length_seconds: float = 0.025
+    frame_shift_seconds: float = 0.01
+    sampling_rate_hz: int = 16000
+    low_hz: float = 20.0  # lower edge of the first mel bin
+    high_hz: float = 7600.0  # upper edge of the last mel bin
+
+    def __post_init__(self) -> None:
+        if self.num_mel_bins < 1:
+            raise ValueError("num_mel_bins must be at least 1")
+        if not 0 < self.frame_shift_seconds <= self.frame_length_seconds:
+            raise ValueError("0 < frame_shift_seconds <= frame_length_seconds must hold")
+        if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate_hz / 2:
+            raise ValueError("0 <= low_hz < high_hz <= sampling_rate_hz / 2 must hold")
+
+
+@dataclass(frozen=True)
+class StorageJob:
+    """Cuts whose features go into one file."""
+
+    cuts: tuple[MonoCut, ...]
+    file: Path  # to write now
+    final_file: Path  # where it will lie when the step is finished, for the manifest
+    config: FeatureConfig
+
+
+def features_of_waveform(samples: Tensor, config: FeatureConfig) -> Tensor:
+    """Raw features (T, F) float32 of samples (N,) float32 in [-1, 1] at the config's rate; T = N / shift, rounded.
+
+    They are equal, bit for bit, to those that `store_features` writes for the same samples.
+
+    Raises:
+        ValueError: samples are not a vector, or are fewer than one frame.
+    """
+    import lilcom
+    import torch
+
+    if samples.ndim != 1:
+        raise ValueError(f"samples must be a vector (N,), got {tuple(samples.shape)}")
+    if len(samples) < config.frame_length_seconds * config.sampling_rate_hz:
+        raise ValueError(f"{len(samples)} samples are fewer than one frame")
+    extractor = _make_extractor(config)
+    features = extractor.extract(samples.float().cpu().numpy(), config.sampling_rate_hz)
+    return torch.from_numpy(lilcom.decompress(lilcom.compress(features, tick_power=TICK_POWER)))
+
+
+def normalize(features: Tensor) -> Tensor:
+    """Features (T, F) with mean 0 and variance 1 of each mel bin over the utterance; a constant bin becomes 0."""
+    centred = features - features.mean(dim=0, keepdim=True)
+    deviation = centred.square().mean(dim=0, keepdim=True).sqrt()
+    return centred / deviation.clamp(min=MIN_DEVIATION)
+
+
+def store_features(
+    cuts: Iterable[MonoCut], folder: Path, final_folder: Path, config: FeatureConfig, jobs: int, name: str
+) -> list[MonoCut]:
+    """Extract and store the features of `cuts`; returns the cuts with them attached, in the same order.
+
+    Args:
+        folder: existing folder to write `NAME-00000.lca` and so on into.
+        final_folder: where `folder` will lie in the end; the cuts point there.
+        jobs: number of processes; the files do not depend on it.
+        name: of the split.
+
+    Raises:
+        UserError: audio cannot be read, or has another sampling rate than the config.
+    """
+    cuts = list(cuts)
+    tasks = []
+    for begin in range(0, len(cuts), CUTS_PER_FILE):
+        file = f"{name}-{begin // CUTS_PER_FILE:05d}.lca"
+        chunk = tuple(cuts[begin : begin + CUTS_PER_FILE])
+        tasks.append(StorageJob(chunk, folder / file, final_folder / file, config))
+    stored: list[MonoCut] = []
+    with progress(total=len(cuts), desc=f"features of {name}", unit="utterances") as bar:
+        for chunk in map_in_processes(store_chunk, tasks, jobs):
+            stored.extend(chunk)
+            bar.update(len(chunk))
+    return stored
+
+
+def store_chunk(job: StorageJob) -> Sequence[MonoCut]:
+    """Write the features of one `StorageJob` and return its cuts with features attached."""
+    import torch
+    from lhotse import LilcomChunkyWriter
+    from lhotse.audio.backend import LibsndfileBackend, audio_backend
+    from lhotse.utils import fastcopy
+
+    torch.set_num_threads(1)  # one utterance at a time, several processes: faster than many threads
+    extractor = _make_extractor(job.config)
+    stored = []
+    with LilcomChunkyWriter(job.file, tick_power=TICK_POWER) as writer, audio_backend(LibsndfileBackend()):
+        for cut in job.cuts:
+            if cut.sampling_rate != job.config.sampling_rate_hz:
+                raise UserError(f"{cut.id} has {cut.sampling_rate} Hz, the config {job.config.sampling_rate_hz} Hz")
+            try:
+                cut = cut.compute_and_store_features(extractor, writer)
+            except (OSError, RuntimeError, TypeError) as error:
+                source = cut.recording.sources[0].source
+                raise UserError(f"audio of {cut.id} cannot be read any more: {source}: {error}") from error
+            stored.append(fastcopy(cut, features=fastcopy(cut.features, storage_path=str(job.final_file))))
+    return stored
+
+
+@lru_cache(maxsize=2)
+def _make_extractor(config: FeatureConfig) -> Fbank:
+    from lhotse import Fbank, FbankConfig
+
+    return Fbank(
+        FbankConfig(
+            sampling_rate=config.sampling_rate_hz,
+            frame_length=config.frame_length_seconds,
+            frame_shift=config.frame_shift_seconds,
+            num_filters=config.num_mel_bins,
+            low_freq=config.low_hz,
+            high_freq=config.high_hz,
+        )
+    )

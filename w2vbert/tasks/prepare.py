@@ -1,0 +1,167 @@
+"""Data preparation: a synthetic corpus, Lhotse manifests, features and the tokenizer, each a step that is done once."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from w2vbert.config import to_dict
+from w2vbert.data.corpora import SPLITS, CorpusConfig, Split, check_subsets, read_split, shared_speakers
+from w2vbert.data.features import FeatureConfig, store_features
+from w2vbert.data.synthesis import SynthConfig, write_corpus
+from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
+from w2vbert.errors import UserError
+from w2vbert.log import logger
+from w2vbert.stages import Step, run_step, write_json
+
+SHOWN_IDS = 20  # of each reason in report.txt; report.json has them all
+
+
+def prepare_synth(out: Path, config: SynthConfig, jobs: int | None = None, force: bool = False) -> bool:
+    """Make the synthetic corpus in `out`; False if it is up to date.
+
+    Args:
+        jobs: number of processes; None: one for each core. The corpus does not depend on it.
+
+    Raises:
+        UserError: espeak-ng cannot be loaded.
+    """
+    step = Step("prepare synth", out, config, {})
+    return run_step(step, lambda folder: write_corpus(folder, config, jobs or os.cpu_count() or 1), force)
+
+
+def prepare_corpus(
+    corpus: Path, out: Path, splits: Mapping[str, Sequence[str]], jobs: int = 1, force: bool = False
+) -> bool:
+    """Write Lhotse manifests and a validation report of a corpus in LibriSpeech's layout; False if up to date.
+
+    `out` gets `{recordings,supervisions,cuts}_{split}.jsonl.gz`, `report.json` and `report.txt`.
+
+    Args:
+        splits: train, dev, test, unlabelled -> names of the subset folders in it; a split without any is left out.
+        jobs: number of processes that decode the audio.
+
+    Raises:
+        UserError: a folder is missing, an unlabelled one is named as labelled, or nothing is left of a split.
+    """
+    named = {split: tuple(subsets) for split, subsets in splits.items() if subsets}
+    config = CorpusConfig(corpus.resolve(), named)
+    check_subsets(config)
+    subsets = sorted({subset for names in named.values() for subset in names})
+    step = Step("prepare corpus", out, to_dict(config), {subset: config.corpus / subset for subset in subsets})
+    return run_step(step, lambda folder: _write_manifests(config, folder, jobs), force)
+
+
+def extract_features(manifests: Path, out: Path, config: FeatureConfig, jobs: int = 1, force: bool = False) -> bool:
+    """Store the features of all splits in `manifests`; False if up to date.
+
+    `out` gets `cuts_{split}.jsonl.gz` and the features themselves under `storage/`.
+
+    Args:
+        manifests: folder of `prepare_corpus`.
+        jobs: number of processes.
+
+    Raises:
+        UserError: there are no manifests, or their audio cannot be read.
+    """
+    splits = [split for split in SPLITS if _cuts_file(manifests, split).is_file()]
+    if not splits:
+        raise UserError(f"{manifests} has no cuts_*.jsonl.gz: give the folder that `w2vbert prepare corpus` wrote")
+    final = out.resolve()
+    step = Step("features", out, {"features": to_dict(config), "out": str(final)}, {"manifests": manifests})
+
+    def work(folder: Path) -> None:
+        from lhotse import CutSet, load_manifest
+
+        (folder / "storage").mkdir()
+        for split in splits:
+            cuts = load_manifest(_cuts_file(manifests, split))
+            stored = store_features(cuts, folder / "storage", final / "storage", config, jobs, split)
+            CutSet.from_cuts(stored).to_file(_cuts_file(folder, split))
+
+    return run_step(step, work, force)
+
+
+def train_tokenizer(manifests: Path, out: Path, config: TokenizerConfig, force: bool = False) -> bool:
+    """Train a tokenizer on the texts of the train split; False if up to date. `out` gets what `Tokenizer.load` reads.
+
+    Raises:
+        UserError: there is no train split, or the vocabulary does not fit its text.
+    """
+    source = _cuts_file(manifests, "train")
+    if not source.is_file():
+        raise UserError(f"there is no {source}: a tokenizer needs the text of a train split")
+    step = Step("tokenizer", out, config, {"train": source})
+
+    def work(folder: Path) -> None:
+        from lhotse import load_manifest
+
+        texts = [s.text for cut in load_manifest(source) for s in cut.supervisions if s.text]
+        tokenizer = Tokenizer.train(texts, config)
+        tokenizer.save(folder)
+        pieces = sum(len(tokenizer.encode(text)) for text in texts)
+        words = sum(len(text.split()) for text in texts)
+        logger.info("tokenizer: %d pieces, %.2f for a word", tokenizer.vocab_size, pieces / max(words, 1))
+
+    return run_step(step, work, force)
+
+
+def _cuts_file(folder: Path, split: str) -> Path:
+    return folder / f"cuts_{split}.jsonl.gz"
+
+
+def _write_manifests(config: CorpusConfig, folder: Path, jobs: int) -> None:
+    from lhotse import CutSet, RecordingSet, SupervisionSet
+
+    splits = [read_split(config, name, jobs) for name in SPLITS if name in config.splits]
+    for split in splits:
+        RecordingSet.from_recordings(split.recordings).to_file(folder / f"recordings_{split.name}.jsonl.gz")
+        SupervisionSet.from_segments(split.supervisions).to_file(folder / f"supervisions_{split.name}.jsonl.gz")
+        CutSet.from_cuts(split.cuts()).to_file(_cuts_file(folder, split.name))
+    warnings = [
+        f"{len(speakers)} speakers are in both {a} and {b}: {', '.join(speakers[:SHOWN_IDS])}"
+        for a, b, speakers in shared_speakers(splits)
+    ]
+    summary = {split.name: _summarise(split, config) for split in splits}
+    write_json(folder / "report.json", {"corpus": str(config.corpus), "splits": summary, "warnings": warnings})
+    table = _format_table(summary)
+    (folder / "report.txt").write_text("\n".join([*table, "", *_format_dropped(splits), *warnings]) + "\n")
+    for line in table:
+        logger.info("%s", line)
+    for warning in warnings:
+        logger.warning("%s", warning)
+
+
+def _summarise(split: Split, config: CorpusConfig) -> dict[str, Any]:
+    words = [word for s in split.supervisions for word in (s.text or "").split()]
+    return {
+        "subsets": list(config.splits[split.name]),
+        "utterances": len(split.recordings),
+        "hours": round(sum(r.duration for r in split.recordings) / 3600, 4),
+        "speakers": len({s.speaker for s in split.supervisions}),
+        "words": len(words),
+        "distinct_words": len(set(words)),
+        "resampled": len(split.resampled),
+        "dropped": {reason: sorted(ids) for reason, ids in sorted(split.dropped.items())},
+    }
+
+
+def _format_table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"{'split':<11}{'utterances':>11}{'hours':>8}{'speakers':>9}{'words':>8}{'distinct':>9}  dropped"]
+    for name, row in summary.items():
+        dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in row["dropped"].items()) or "0"
+        resampled = f" ({row['resampled']} resampled to 16 kHz)" if row["resampled"] else ""
+        lines.append(
+            f"{name:<11}{row['utterances']:>11}{row['hours']:>8.2f}{row['speakers']:>9}{row['words']:>8}"
+            f"{row['distinct_words']:>9}  {dropped}{resampled}"
+        )
+    return lines
+
+
+def _format_dropped(splits: Sequence[Split]) -> list[str]:
+    lines = []
+    for split in splits:
+        for reason, ids in sorted(split.dropped.items()):
+            more = f" and {len(ids) - SHOWN_IDS} more (see report.json)" if len(ids) > SHOWN_IDS else ""
+            lines.append(f"{split.name}: {reason}: {', '.join(sorted(ids)[:SHOWN_IDS])}{more}")
+    return lines
