@@ -102,11 +102,11 @@ def test_errors_of_a_task_are_one_line(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tasks("prepare", "prepare_synth", error)
-    assert cli.main(["prepare", "synth", "out"]) == 2 and capsys.readouterr().err == message
+    tasks("pretrain", "pretrain", error)
+    assert cli.main(["pretrain", "data", "out"]) == 2 and capsys.readouterr().err == message
     monkeypatch.setenv("W2VBERT_DEBUG", "1")
     with pytest.raises(type(error)):
-        cli.main(["prepare", "synth", "out"])
+        cli.main(["pretrain", "data", "out"])
 
 
 def test_interruption_is_130(

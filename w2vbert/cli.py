@@ -10,6 +10,7 @@ from typing import Annotated, cast
 import typer
 
 from w2vbert import __version__
+from w2vbert.config import load_config
 from w2vbert.errors import UserError
 from w2vbert.log import setup_logging
 
@@ -98,9 +99,10 @@ def start(
 @prepare.command("synth")
 def prepare_synth(out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
     """Make a corpus of synthetic speech in LibriSpeech's layout."""
+    from w2vbert.data.synthesis import SynthConfig
     from w2vbert.tasks import prepare as task
 
-    task.prepare_synth(out, config, set_ or [], force)
+    task.prepare_synth(out, load_config(SynthConfig, config, set_ or []), force=force)
 
 
 @prepare.command("corpus")
@@ -132,17 +134,19 @@ def features(
     manifests: Manifests, out: Out, nj: Jobs = 1, config: Config = None, set_: Set = None, force: Force = False
 ) -> None:
     """Extract and store filter banks."""
+    from w2vbert.data.features import FeatureConfig
     from w2vbert.tasks import prepare as task
 
-    task.extract_features(manifests, out, nj, config, set_ or [], force)
+    task.extract_features(manifests, out, load_config(FeatureConfig, config, set_ or []), nj, force)
 
 
 @app.command()
 def tokenizer(manifests: Manifests, out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
     """Train a tokenizer on the transcripts of the train split."""
+    from w2vbert.data.tokenizer import TokenizerConfig
     from w2vbert.tasks import prepare as task
 
-    task.train_tokenizer(manifests, out, config, set_ or [], force)
+    task.train_tokenizer(manifests, out, load_config(TokenizerConfig, config, set_ or []), force)
 
 
 @app.command()

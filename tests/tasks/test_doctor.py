@@ -26,7 +26,7 @@ def test_each_lack_comes_with_something_to_type(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     advice = doctor.diagnose()["advice"]
     assert [part for part in ("torch", "lmplz", "k2", "development") if part not in str(advice)] == []
-    assert all(line["what"] and line["type"] for line in advice) and advice[0]["type"] == "bin/setup"
+    assert all(line["what"] and line["type"] for line in advice) and advice[0]["type"] == ["bin/setup"]
 
 
 def test_a_package_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,14 @@ from w2vbert import __version__
 
 # Compiled packages that can be installed and still not load.
 _COMPILED = ("torch", "torchaudio", "kenlm", "sentencepiece", "soundfile", "kaldialign")
-_LMPLZ = "Debian: apt-get install cmake g++ libboost-all-dev; build kenlm from source and put its bin/ on PATH"
-_K2 = "python -m pip install k2 (a wheel made for this torch: see k2's installation page)"
+_BOOST = " ".join(f"libboost-{part}-dev" for part in ("program-options", "system", "thread", "test"))
+_LMPLZ = [
+    f"sudo apt-get install cmake g++ zlib1g-dev {_BOOST}",
+    "pip download --no-deps kenlm==0.3.0 && tar xf kenlm-0.3.0.tar.gz",
+    "cmake -S kenlm-0.3.0 -B kenlm-build && cmake --build kenlm-build --target lmplz build_binary",
+    "export PATH=$PWD/kenlm-build/bin:$PATH",
+]
+_K2 = ["pip install k2    # a wheel that was built for this torch: see k2's installation page"]
 _LOW_DISK_GB = 2.0  # the demo's data and models take about half of it
 
 
@@ -33,7 +39,7 @@ def diagnose() -> dict[str, Any]:
         "packages": packages,
         "broken": broken,
         "devices": _devices() if torch_works else {"cpu_cores": _cores(), "gpus": []},
-        "rnnt_loss": _rnnt_loss() if torch_works else {"backend": None, "reason": "torch does not load"},
+        "rnnt_loss": _rnnt_loss() if torch_works else {"backend": None, "reason": "none: torch does not load"},
         "optional": {
             "k2": _version("k2"),
             "lmplz": shutil.which("lmplz"),
@@ -51,7 +57,7 @@ def render(diagnosis: dict[str, Any]) -> str:
     lines = [
         f"w2vbert {diagnosis['w2vbert']}, Python {diagnosis['python']}, {diagnosis['platform']}",
         f"processors: {devices['cpu_cores']} cores; GPUs: {', '.join(devices['gpus']) or 'none'}",
-        f"RNN-T loss: {loss['backend'] or 'none'} ({loss['reason']})",
+        f"RNN-T loss: {loss['reason']}",
         f"free disk:  {diagnosis['free_disk_gb']} GB here",
         "",
         *_table("packages", diagnosis["packages"]),
@@ -62,7 +68,7 @@ def render(diagnosis: dict[str, Any]) -> str:
     if not diagnosis["advice"]:
         return "\n".join([*lines, "Nothing is missing."])
     for number, advice in enumerate(diagnosis["advice"], 1):
-        lines += [f"{number}. {advice['what']}", f"   {advice['type']}"]
+        lines += [f"{number}. {advice['what']}", *(f"   {command}" for command in advice["type"])]
     return "\n".join(lines)
 
 
@@ -121,25 +127,25 @@ def _rnnt_loss() -> dict[str, str]:
     return {"backend": get_backend(), "reason": backend_reason()}
 
 
-def _advice(diagnosis: dict[str, Any]) -> list[dict[str, str]]:
+def _advice(diagnosis: dict[str, Any]) -> list[dict[str, Any]]:
     """What is missing and what to type, the needed before the optional."""
     optional = diagnosis["optional"]
     missing = [name for name, version in diagnosis["packages"].items() if version is None]
-    advice = []
+    advice: list[dict[str, Any]] = []
     if not diagnosis["packages"]:
-        advice.append({"what": "w2vbert is run from its sources and not installed.", "type": "bin/setup"})
+        advice.append({"what": "w2vbert is run from its sources and not installed.", "type": ["bin/setup"]})
     if missing:
-        advice.append({"what": f"Needed packages are missing: {', '.join(missing)}.", "type": "bin/setup"})
+        advice.append({"what": f"Needed packages are missing: {', '.join(missing)}.", "type": ["bin/setup"]})
     for name, problem in diagnosis["broken"].items():
         what = f"{name} is installed but does not load: {problem}"
-        advice.append({"what": what, "type": f"python -m pip install --force-reinstall --no-deps {name}"})
+        advice.append({"what": what, "type": [f"pip install --force-reinstall --no-deps {name}"]})
     if diagnosis["free_disk_gb"] < _LOW_DISK_GB:
-        advice.append({"what": "Little disk is free.", "type": "du -sh recipes/*/exp recipes/*/data"})
+        advice.append({"what": "Little disk is free.", "type": ["du -sh recipes/*/exp recipes/*/data"]})
     if optional["lmplz"] is None:
         what = "lmplz is not on PATH: n-gram models are estimated by the built-in, slower estimator."
         advice.append({"what": what, "type": _LMPLZ})
     if optional["k2"] is None:
         advice.append({"what": "k2 is not installed: the built-in RNN-T loss is used.", "type": _K2})
     if None in [version for name, version in optional.items() if name not in ("k2", "lmplz")]:
-        advice.append({"what": "Tools for development are missing.", "type": "bin/setup --dev"})
+        advice.append({"what": "Tools for development are missing.", "type": ["bin/setup --dev"]})
     return advice
