@@ -134,8 +134,8 @@ def read_split(config: CorpusConfig, split: str, jobs: int) -> Split:
             else:
                 candidates[utterance.id] = utterance
     utterances = [candidates[key] for key in sorted(candidates)]
-    checks = map_in_processes(check_audio, [u.path for u in utterances], jobs)
-    checks = progress(checks, total=len(utterances), desc=f"checking {split}", unit="files")
+    decoded = map_in_processes(check_audio, [u.path for u in utterances], jobs)
+    checks = progress(decoded, total=len(utterances), desc=f"checking {split}", unit="files")
     recordings, supervisions, resampled = [], [], []
     for utterance, check in zip(utterances, checks, strict=True):
         problem = check.problem or _check_length(check, config)

@@ -6,7 +6,7 @@ fast to load); `normalize` is applied by whoever reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -64,7 +64,7 @@ def features_of_waveform(samples: Tensor, config: FeatureConfig) -> Tensor:
     Raises:
         ValueError: samples are not a vector, or are fewer than one frame.
     """
-    import lilcom
+    import lilcom  # type: ignore[import-untyped]
     import torch
 
     if samples.ndim != 1:
@@ -84,34 +84,36 @@ def normalize(features: Tensor) -> Tensor:
 
 
 def store_features(
-    cuts: Iterable[MonoCut], folder: Path, final_folder: Path, config: FeatureConfig, jobs: int, name: str
-) -> list[MonoCut]:
-    """Extract and store the features of `cuts`; returns the cuts with them attached, in the same order.
+    splits: Mapping[str, Iterable[MonoCut]], folder: Path, final_folder: Path, config: FeatureConfig, jobs: int
+) -> dict[str, list[MonoCut]]:
+    """Extract and store the features of all cuts; returns the same cuts with features attached, in the same order.
 
     Args:
+        splits: name -> cuts.
         folder: existing folder to write `NAME-00000.lca` and so on into.
         final_folder: where `folder` will lie in the end; the cuts point there.
         jobs: number of processes; the files do not depend on it.
-        name: of the split.
 
     Raises:
         UserError: audio cannot be read, or has another sampling rate than the config.
     """
-    cuts = list(cuts)
-    tasks = []
-    for begin in range(0, len(cuts), CUTS_PER_FILE):
-        file = f"{name}-{begin // CUTS_PER_FILE:05d}.lca"
-        chunk = tuple(cuts[begin : begin + CUTS_PER_FILE])
-        tasks.append(StorageJob(chunk, folder / file, final_folder / file, config))
-    stored: list[MonoCut] = []
-    with progress(total=len(cuts), desc=f"features of {name}", unit="utterances") as bar:
-        for chunk in map_in_processes(store_chunk, tasks, jobs):
-            stored.extend(chunk)
+    tasks, names = [], []
+    for name, cuts in splits.items():
+        whole = tuple(cuts)
+        for begin in range(0, len(whole), CUTS_PER_FILE):
+            file = f"{name}-{begin // CUTS_PER_FILE:05d}.lca"
+            own = whole[begin : begin + CUTS_PER_FILE]
+            tasks.append(StorageJob(own, folder / file, final_folder / file, config))
+            names.append(name)
+    stored: dict[str, list[MonoCut]] = {name: [] for name in splits}
+    with progress(total=sum(len(task.cuts) for task in tasks), desc="features", unit="utterances") as bar:
+        for name, chunk in zip(names, map_in_processes(store_chunk, tasks, jobs), strict=True):
+            stored[name].extend(chunk)
             bar.update(len(chunk))
     return stored
 
 
-def store_chunk(job: StorageJob) -> Sequence[MonoCut]:
+def store_chunk(job: StorageJob) -> list[MonoCut]:
     """Write the features of one `StorageJob` and return its cuts with features attached."""
     import torch
     from lhotse import LilcomChunkyWriter

@@ -73,10 +73,10 @@ def extract_features(manifests: Path, out: Path, config: FeatureConfig, jobs: in
     def work(folder: Path) -> None:
         from lhotse import CutSet, load_manifest
 
-        (folder / "storage").mkdir()
-        for split in splits:
-            cuts = load_manifest(_cuts_file(manifests, split))
-            stored = store_features(cuts, folder / "storage", final / "storage", config, jobs, split)
+        storage = folder / "storage"
+        storage.mkdir()
+        cuts = {split: load_manifest(_cuts_file(manifests, split)) for split in splits}
+        for split, stored in store_features(cuts, storage, final / storage.name, config, jobs).items():
             CutSet.from_cuts(stored).to_file(_cuts_file(folder, split))
 
     return run_step(step, work, force)
