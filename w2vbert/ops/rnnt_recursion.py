@@ -76,7 +76,8 @@ def mutual_information_recursion(
         px and py, are the probabilities that a path takes an arc, and carry no autograd. Where the end cannot be
         reached the score is -inf and the utterance's grads are zero.
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or a boundary outside the lattice (looked for on a CPU only, since
+            it would wait for any other device).
     """
     B, S, T1 = px.shape
     T = py.shape[2]
@@ -84,10 +85,17 @@ def mutual_information_recursion(
         raise ValueError(f"px (B, S, T+1 or T) and py (B, S+1, T) do not fit: {tuple(px.shape)}, {tuple(py.shape)}")
     if boundary is None:
         boundary = full_boundary(B, S, T, px.device)
-    if boundary.shape != (B, 4):
-        raise ValueError(f"boundary must be ({B}, 4), not {tuple(boundary.shape)}")
+    if boundary.shape != (B, 4) or boundary.dtype != torch.int64:
+        raise ValueError(f"boundary must be int64 ({B}, 4), not {boundary.dtype} {tuple(boundary.shape)}")
+    if boundary.device.type == "cpu" and not bool(_is_inside(boundary, S, T)):
+        raise ValueError(f"boundary must be within [0, 0, {S}, {T}], ends not before begins: {boundary.tolist()}")
     scores, px_grad, py_grad = _LatticeScore.apply(px, py, boundary, get_backend(backend))
     return (scores, (px_grad, py_grad)) if return_grad else scores
+
+
+def _is_inside(boundary: Tensor, symbols: int, frames: int) -> Tensor:
+    begin, end = boundary[:, :2], boundary[:, 2:]  # (B, 2) each
+    return ((begin >= 0) & (begin <= end) & (end <= boundary.new_tensor([symbols, frames]))).all()
 
 
 class _LatticeScore(torch.autograd.Function):
@@ -113,16 +121,13 @@ def _k2_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Ten
     """k2's kernel, with the grads of unreachable utterances (undefined there) set to zero."""
     k2, _ = _import_k2()
     assert k2 is not None
-    B, S, T1 = px.shape
-    if S == 0:  # k2 refuses an empty px; one unreachable symbol changes nothing
-        px = px.new_full((B, 1, T1), -torch.inf)
-        py = torch.cat([py, torch.zeros_like(py)], dim=1)
+    if px.shape[1] == 0 or px.shape[1] > py.shape[2]:  # refused by k2, or by its older versions
+        return _native_recursion(px, py, boundary)
     scores, (px_grad, py_grad) = k2.mutual_information_recursion(
         px.contiguous(), py.contiguous(), boundary.contiguous(), return_grad=True
     )
     unreachable = (scores == -torch.inf)[:, None, None]
-    px_grad, py_grad = px_grad.masked_fill(unreachable, 0.0), py_grad.masked_fill(unreachable, 0.0)
-    return scores, px_grad[:, :S], py_grad[:, : S + 1]
+    return scores, px_grad.masked_fill(unreachable, 0.0), py_grad.masked_fill(unreachable, 0.0)
 
 
 def _native_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +212,7 @@ def _occupation(
     t = torch.arange(px_frames, device=px.device)
     from_begin_s, from_begin_t, to_end_s, to_end_t = s - begin_s, t - begin_t, end_s - s, end_t - t
     inside = (from_begin_s >= 0) & (from_begin_t >= 0) & (to_end_s >= 0) & (to_end_t >= 0)
-    inside = inside & (total > -torch.inf)  # (B, S+1, T+1 or T)
+    inside = inside & (total != -torch.inf)  # (B, S+1, T+1 or T)
     alpha_at = ((from_begin_t + slope * from_begin_s) * 2 * B + utterance) * (S + 2) + from_begin_s + 1
     rest_at = ((to_end_t + slope * to_end_s) * 4 * B + B + utterance) * (S + 1) + to_end_s
     alpha = _pick(score, alpha_at, inside) - total  # (B, S+1, T+1 or T)
