@@ -81,7 +81,7 @@ def test_each_context_is_asked_of_kenlm_once_and_a_full_cache_starts_anew(
     assert len(old.automaton.states) == len(set(old.automaton.states))
     assert len(old.automaton.states) > 2 * 4, "the table must have grown"
     before = scorer.scores(old).clone()
-    monkeypatch.setattr(scorers, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(scorers, "CACHE_BYTES", 100)
     new = scorer.start(1, CPU)
     assert len(new.automaton.states) == 1
     assert torch.equal(scorer.scores(old), before)

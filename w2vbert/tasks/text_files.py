@@ -1,0 +1,30 @@
+"""Reading of text files that users bring."""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+from w2vbert.errors import UserError
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number (from 1) and text, without white space at its ends, of each line that is not blank.
+
+    The file is UTF-8, gzip if its name ends in .gz.
+
+    Raises:
+        UserError: no such file, not gzip, or not UTF-8; with the line.
+    """
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if line:
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number}: not UTF-8 text") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise UserError(f"{path}: damaged after line {number}, or not gzip") from error
