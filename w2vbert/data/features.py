@@ -1,7 +1,7 @@
 """Log-mel filterbanks: stored with Lhotse for a corpus, or computed for one waveform, with equal values.
 
-Stored features are raw log energies in multiples of 1/32 (lilcom's compression: 3.5 times smaller than float32 and as
-fast to load); `normalize` is applied by whoever reads them.
+Stored features are raw log energies, exact to 1/64 (lilcom's compression: 3.5 times smaller than float32 and as fast to
+load); `normalize` is applied by whoever reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lhotse import Fbank, MonoCut
     from torch import Tensor
 
-TICK_POWER = -5  # features are stored in multiples of 2^-5
+TICK_POWER = -5  # features are stored with an error of at most half of 2^-5
 CUTS_PER_FILE = 200
 MIN_DEVIATION = 1e-3  # of a mel bin over an utterance; digital silence has none
 
@@ -66,6 +66,8 @@ def features_of_waveform(samples: Tensor, config: FeatureConfig) -> Tensor:
     """
     import lilcom  # type: ignore[import-untyped]
     import torch
+    from lhotse import LilcomChunkyWriter
+    from lhotse.features.compression import lilcom_compress_chunked
 
     if samples.ndim != 1:
         raise ValueError(f"samples must be a vector (N,), got {tuple(samples.shape)}")
@@ -73,7 +75,9 @@ def features_of_waveform(samples: Tensor, config: FeatureConfig) -> Tensor:
         raise ValueError(f"{len(samples)} samples are fewer than one frame")
     extractor = _make_extractor(config)
     features = extractor.extract(samples.float().cpu().numpy(), config.sampling_rate_hz)
-    return torch.from_numpy(lilcom.decompress(lilcom.compress(features, tick_power=TICK_POWER)))
+    # Compression loses up to half a tick, in a way that depends on all of a chunk: the same chunks as in the store.
+    chunks = lilcom_compress_chunked(features, tick_power=TICK_POWER, chunk_size=LilcomChunkyWriter.CHUNK_SIZE)
+    return torch.cat([torch.from_numpy(lilcom.decompress(chunk)) for chunk in chunks])
 
 
 def normalize(features: Tensor) -> Tensor:
@@ -128,11 +132,14 @@ def store_chunk(job: StorageJob) -> list[MonoCut]:
             if cut.sampling_rate != job.config.sampling_rate_hz:
                 raise UserError(f"{cut.id} has {cut.sampling_rate} Hz, the config {job.config.sampling_rate_hz} Hz")
             try:
-                cut = cut.compute_and_store_features(extractor, writer)
-            except (OSError, RuntimeError, TypeError) as error:
+                samples = cut.load_audio()
+            except (OSError, RuntimeError, TypeError) as error:  # Lhotse fails with TypeError on soundfile's own error
                 source = cut.recording.sources[0].source
-                raise UserError(f"audio of {cut.id} cannot be read any more: {source}: {error}") from error
-            stored.append(fastcopy(cut, features=fastcopy(cut.features, storage_path=str(job.final_file))))
+                raise UserError(f"{source} cannot be decoded (any more): prepare the corpus again") from error
+            features = extractor.extract_from_samples_and_store(
+                samples, writer, cut.sampling_rate, offset=cut.start, channel=cut.channel
+            )
+            stored.append(fastcopy(cut, features=fastcopy(features, storage_path=str(job.final_file))))
     return stored
 
 

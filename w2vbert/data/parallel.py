@@ -1,6 +1,8 @@
 """One function over many items in several processes, results in the order of the items."""
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,12 +33,29 @@ def map_in_processes(function: Callable[[T], R], items: Sequence[T], jobs: int, 
     # Processes come from a clean server that has imported only the function's module: a fork of this process could
     # inherit locks that threads of other libraries hold.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
-    pool = ProcessPoolExecutor(min(jobs, len(items)), mp_context=context, max_tasks_per_child=1 if fresh else None)
-    chunk = 1 if fresh else max(1, min(32, len(items) // (4 * jobs)))
+    context.set_forkserver_preload(["__main__", function.__module__])
+    pool = ProcessPoolExecutor(
+        min(jobs, len(items)),
+        mp_context=context,
+        initializer=_die_with_parent,
+        max_tasks_per_child=1 if fresh else None,
+    )
+    chunk = 1 if fresh else max(1, min(32, len(items) // (64 * jobs)))  # few items wait for one slow process
     try:
         yield from pool.map(function, items, chunksize=chunk)
     except BrokenProcessPool as error:
         raise UserError(f"a process of {function.__name__} was killed: out of memory? Try fewer processes") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _die_with_parent() -> None:
+    """Ends this process when its parent is gone: killed without warning, the parent leaves us waiting for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

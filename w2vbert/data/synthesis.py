@@ -5,6 +5,7 @@ Everything follows from the seed; the number of processes changes nothing.
 """
 
 import gzip
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ class SynthConfig:
                 raise ValueError(f"{split}_hours must be above 0 and {split}_speakers at least 1")
             if self.speakers(split) > 900:
                 raise ValueError(f"{split}_speakers must be at most 900")
-        if self.lm_sentences < 0:
-            raise ValueError("lm_sentences must not be negative")
+        if self.lm_sentences < 0 or self.seed < 0:
+            raise ValueError("seed and lm_sentences must not be negative")
         if not 80 <= self.min_words_per_minute <= self.max_words_per_minute <= 450:
             raise ValueError("80 <= min_words_per_minute <= max_words_per_minute <= 450 must hold")
         if self.min_snr_db > self.max_snr_db:
@@ -160,7 +161,9 @@ def write_speaker(job: SpeakerJob) -> float:
         speech = resample(trim_silence(espeak.speak(sentence, speaker.voice)), espeak.sampling_rate_hz)
         samples = record(speech, speaker, rng)
         name = f"{speaker.id}-{chapter}-{number:04d}"
-        soundfile.write(folder / f"{name}.flac", samples, SAMPLING_RATE_HZ, subtype="PCM_16")
+        encoded = io.BytesIO()  # a full disk is an OSError from Python, but not from soundfile
+        soundfile.write(encoded, samples, SAMPLING_RATE_HZ, format="FLAC", subtype="PCM_16")
+        (folder / f"{name}.flac").write_bytes(encoded.getvalue())
         transcripts.append(f"{name} {sentence.upper()}\n")
         spoken_seconds += len(samples) / SAMPLING_RATE_HZ
     if speaker.split != "unlabelled":
@@ -184,8 +187,8 @@ def resample(samples: np.ndarray, rate_hz: int) -> np.ndarray:
         raise ValueError(f"{rate_hz} Hz is below {SAMPLING_RATE_HZ} Hz")
     common = math.gcd(rate_hz, SAMPLING_RATE_HZ)
     step_in, step_out = rate_hz // common, SAMPLING_RATE_HZ // common
-    # Zeros around, so that the end does not wrap into the beginning.
-    blocks = math.ceil(len(samples) / step_in) + 4
+    # Zeros behind, so that the end does not wrap into the beginning, up to a size with small factors, for speed.
+    blocks = 32 * math.ceil((len(samples) / step_in + 4) / 32)
     padded = np.zeros(blocks * step_in)
     padded[: len(samples)] = samples
     spectrum = np.fft.rfft(padded)[: blocks * step_out // 2 + 1]
@@ -206,10 +209,11 @@ def record(speech: np.ndarray, speaker: Speaker, rng: np.random.Generator) -> np
 
 def make_noise(count: int, slope: float, rng: np.random.Generator) -> np.ndarray:
     """Noise (count,) with root mean square 1 whose power falls with frequency to the power `slope` above 50 Hz."""
-    spectrum = np.fft.rfft(rng.standard_normal(count))
-    frequencies_hz = np.fft.rfftfreq(count, 1 / SAMPLING_RATE_HZ)
-    noise = np.fft.irfft(spectrum * np.maximum(frequencies_hz, 50.0) ** (-slope / 2), count)
-    return noise / np.sqrt(np.mean(noise**2))
+    size = 4096 * math.ceil(count / 4096)  # small factors make the transform fast
+    spectrum = np.fft.rfft(rng.standard_normal(size))
+    frequencies_hz = np.fft.rfftfreq(size, 1 / SAMPLING_RATE_HZ)
+    noise = np.fft.irfft(spectrum * np.maximum(frequencies_hz, 50.0) ** (-slope / 2), size)[:count]
+    return np.asarray(noise / np.sqrt(np.mean(noise**2)))
 
 
 def _sentences_per_speaker(config: SynthConfig, split: str) -> int:

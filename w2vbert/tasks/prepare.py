@@ -91,7 +91,7 @@ def train_tokenizer(manifests: Path, out: Path, config: TokenizerConfig, force: 
     source = _cuts_file(manifests, "train")
     if not source.is_file():
         raise UserError(f"there is no {source}: a tokenizer needs the text of a train split")
-    step = Step("tokenizer", out, config, {"train": source})
+    step = Step("tokenizer", out, config, {"manifests": manifests})
 
     def work(folder: Path) -> None:
         from lhotse import load_manifest

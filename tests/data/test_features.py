@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.corpus_factory import noise, truncate, write_corpus, write_utterance
+from w2vbert.data.corpora import CorpusConfig, Split, read_split
+from w2vbert.data.features import FeatureConfig, features_of_waveform, normalize, store_features
+from w2vbert.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    corpus = write_corpus(tmp_path_factory.mktemp("corpus"))
+    # Longer than a chunk of the store, and another rate.
+    write_utterance(corpus / "a-train", "11-8-0000", "LONG", noise(12.34))
+    write_utterance(corpus / "a-train", "11-8-0001", "SLOW", noise(1, 8000), 8000)
+    return read_split(CorpusConfig(corpus, {"train": ("a-train",)}), "train", jobs=1)
+
+
+def test_stored_features_equal_those_of_the_waveform(split: Split, tmp_path: Path) -> None:
+    config = FeatureConfig()
+    stored = store_features({"train": split.cuts()}, tmp_path, tmp_path, config, jobs=1)["train"]
+    assert [cut.id for cut in stored] == [r.id for r in split.recordings]
+    for cut in stored:
+        samples = torch.from_numpy(cut.load_audio()[0])
+        features = torch.from_numpy(cut.load_features())
+        assert features.shape == (round(len(samples) / 160), 80) and features.dtype == torch.float32
+        assert torch.equal(features, features_of_waveform(samples, config)), cut.id
+
+
+def test_values_do_not_depend_on_the_number_of_processes(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("w2vbert.data.features.CUTS_PER_FILE", 3)
+    files = []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        folder.mkdir()
+        store_features({"train": split.cuts(), "dev": split.cuts()}, folder, folder, FeatureConfig(), jobs)
+        files.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert files[0] == files[1] and len(files[0]) == 6
+
+
+def test_cuts_point_to_where_the_features_will_lie(split: Split, tmp_path: Path) -> None:
+    aside, final = tmp_path / "aside", tmp_path / "final"
+    aside.mkdir()
+    (cut, *_) = store_features({"x": split.cuts()}, aside, final, FeatureConfig(), jobs=1)["x"]
+    aside.rename(final)
+    assert cut.load_features().shape[1] == 80
+
+
+def test_features_agree_with_torchaudios_kaldi_filterbank() -> None:
+    from torchaudio.compliance.kaldi import fbank
+
+    samples = torch.from_numpy(noise(2))
+    theirs = fbank(samples[None], num_mel_bins=80, high_freq=-400, snip_edges=False, dither=0.0, energy_floor=0.0)
+    # Half a step of the stored values, and a little for float32.
+    assert (features_of_waveform(samples, FeatureConfig()) - theirs).abs().max() < 1 / 64 + 1e-3
+
+
+def test_normalized_features_have_mean_0_and_variance_1_whatever_the_gain() -> None:
+    samples = torch.from_numpy(noise(2))
+    loud, quiet = (normalize(features_of_waveform(gain * samples, FeatureConfig())) for gain in (1.0, 0.5))
+    torch.testing.assert_close(loud.mean(dim=0), torch.zeros(80), atol=1e-4, rtol=0)
+    torch.testing.assert_close(loud.var(dim=0, unbiased=False), torch.ones(80), atol=1e-3, rtol=0)
+    assert (loud - quiet).abs().max() < 0.1
+
+
+def test_digital_silence_stays_finite() -> None:
+    features = normalize(features_of_waveform(torch.zeros(16000), FeatureConfig()))
+    assert torch.equal(features, torch.zeros(100, 80))
+
+
+@pytest.mark.parametrize("samples", [torch.zeros(0), torch.zeros(399), torch.zeros(1, 16000)])
+def test_what_is_no_waveform_is_refused(samples: torch.Tensor) -> None:
+    with pytest.raises(ValueError):
+        features_of_waveform(samples, FeatureConfig())
+
+
+def test_audio_damaged_after_its_manifest_was_made_is_a_clear_error(tmp_path: Path) -> None:
+    path = write_utterance(tmp_path / "a", "1-1-0000", "TEXT", noise(2))
+    split = read_split(CorpusConfig(tmp_path, {"train": ("a",)}), "train", jobs=1)
+    truncate(path, 0.5)
+    with pytest.raises(UserError, match="1-1-0000.flac cannot be decoded"):
+        store_features({"train": split.cuts()}, tmp_path, tmp_path, FeatureConfig(), jobs=1)
+
+
+def test_another_sampling_rate_than_the_configs_is_refused(split: Split, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="16000 Hz, the config 8000 Hz"):
+        config = FeatureConfig(sampling_rate_hz=8000, high_hz=3800)
+        store_features({"train": split.cuts()}, tmp_path, tmp_path, config, jobs=1)
+
+
+@pytest.mark.parametrize("values", [{"num_mel_bins": 0}, {"frame_shift_seconds": 0.03}, {"high_hz": 9000.0}])
+def test_contradictions_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        FeatureConfig(**values)

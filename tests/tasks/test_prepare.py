@@ -1,0 +1,140 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.data.corpus_factory import truncate, write_corpus, write_utterance
+from w2vbert.data.features import FeatureConfig
+from w2vbert.data.synthesis import SPLITS, SynthConfig
+from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
+from w2vbert.errors import UserError
+from w2vbert.tasks import prepare
+
+NAMES = {"train": ["a-train", "b-train"], "dev": ["a-dev"], "test": ["a-test"], "unlabelled": ["a-more"]}
+TINY = SynthConfig(
+    **{f"{split}_hours": 0.0005 for split in SPLITS}, **{f"{split}_speakers": 1 for split in SPLITS}, lm_sentences=5
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus")
+
+
+def load_cuts(folder: Path, split: str) -> list:
+    from lhotse import load_manifest
+
+    return list(load_manifest(folder / f"cuts_{split}.jsonl.gz"))
+
+
+def test_each_step_is_done_once_and_again_when_its_input_has_changed(corpus: Path, tmp_path: Path) -> None:
+    manifests, fbank, tokenizer = tmp_path / "manifests", tmp_path / "fbank", tmp_path / "tokenizer"
+
+    def run() -> tuple[bool, bool, bool]:
+        return (
+            prepare.prepare_corpus(corpus, manifests, NAMES),
+            prepare.extract_features(manifests, fbank, FeatureConfig()),
+            prepare.train_tokenizer(manifests, tokenizer, TokenizerConfig(vocab_size=30)),
+        )
+
+    assert run() == (True, True, True)
+    assert run() == (False, False, False)
+    write_utterance(corpus / "a-dev", "21-7-0009", "ONE MORE")
+    assert run() == (True, True, True)
+    write_utterance(corpus / "a-train", "11-7-0009", "ONE MORE")
+    assert run() == (True, True, True)
+    assert prepare.extract_features(manifests, fbank, FeatureConfig(num_mel_bins=40))
+    assert len(load_cuts(fbank, "train")) == 9 and load_cuts(fbank, "dev")[0].num_features == 40
+    assert Tokenizer.load(tokenizer).vocab_size == 30
+
+
+def test_manifests_and_features_are_found_from_any_folder(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare.prepare_corpus(Path("corpus"), Path("manifests"), NAMES)
+    prepare.extract_features(Path("manifests"), Path("fbank"), FeatureConfig())
+    monkeypatch.chdir("/")
+    for split, count in {"train": 8, "dev": 2, "test": 2, "unlabelled": 4}.items():
+        cuts = load_cuts(tmp_path / "fbank", split)
+        assert len(cuts) == count and all(cut.supervisions[0].speaker for cut in cuts)
+        assert cuts[0].load_audio().shape[0] == 1 and cuts[0].load_features().shape[1] == 80
+        for kind in ("recordings", "supervisions", "cuts"):
+            assert (tmp_path / "manifests" / f"{kind}_{split}.jsonl.gz").is_file()
+
+
+def test_the_report_counts_everything(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    truncate(corpus / "a-train" / "11" / "7" / "11-7-0000.flac", 0.5)
+    write_utterance(corpus / "a-dev", "11-9-0000", "SPEAKER OF TRAIN")
+    prepare.prepare_corpus(corpus, tmp_path / "out", NAMES)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    train = report["splits"]["train"]
+    assert (train["utterances"], train["speakers"], train["words"], train["distinct_words"]) == (7, 3, 21, 5)
+    assert train["dropped"] == {"damaged or truncated": ["11-7-0000"]}
+    assert train["hours"] == pytest.approx((0.4 + 0.5 + 0.3 + 0.4 + 0.5 + 0.3 + 0.4) / 3600, abs=1e-4)
+    assert report["splits"]["unlabelled"]["words"] == 0
+    text = (tmp_path / "out" / "report.txt").read_text()
+    assert "train: damaged or truncated: 11-7-0000" in text and "1 damaged or truncated" in text
+    assert report["warnings"] == ["1 speakers are in both train and dev: 11"]
+    assert report["warnings"][0] in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"train": ["nowhere"]}, "no subset nowhere"),
+        ({"dev": ["a-more"]}, "a-more has no transcripts"),
+        ({"train": ["a-train", "a-train"]}, "each only once"),
+        ({}, "at least one split"),
+        ({"train": ["broken"]}, "no utterance is left in train"),
+    ],
+)
+def test_fatal_errors_leave_nothing_behind(corpus: Path, tmp_path: Path, splits: dict, message: str) -> None:
+    truncate(write_utterance(corpus / "broken", "1-1-0000", "TEXT"), 0.5)
+    with pytest.raises(ValueError, match=message):
+        prepare.prepare_corpus(corpus, tmp_path / "out", splits)
+    assert os.listdir(tmp_path) == ["corpus"]
+
+
+def test_an_interrupted_step_leaves_nothing_behind(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifests = tmp_path / "manifests"
+    prepare.prepare_corpus(corpus, manifests, NAMES)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lhotse.LilcomChunkyWriter.write", interrupt)
+    monkeypatch.setattr("w2vbert.data.tokenizer.save_config", interrupt)
+    monkeypatch.setattr(prepare, "write_json", interrupt)
+    for step in (
+        lambda: prepare.extract_features(manifests, tmp_path / "out", FeatureConfig()),
+        lambda: prepare.train_tokenizer(manifests, tmp_path / "out", TokenizerConfig(vocab_size=30)),
+        lambda: prepare.prepare_corpus(corpus, tmp_path / "out", NAMES),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            step()
+        assert sorted(os.listdir(tmp_path)) == ["corpus", "manifests"]
+
+
+def test_a_synthetic_corpus_goes_through_all_steps(tmp_path: Path) -> None:
+    assert prepare.prepare_synth(tmp_path / "synth", TINY, jobs=1)
+    assert not prepare.prepare_synth(tmp_path / "synth", TINY, jobs=2)
+    splits = {split: [split] for split in SPLITS}
+    assert prepare.prepare_corpus(tmp_path / "synth", tmp_path / "manifests", splits)
+    report = json.loads((tmp_path / "manifests" / "report.json").read_text())
+    assert not report["warnings"] and not any(row["dropped"] for row in report["splits"].values())
+    assert prepare.extract_features(tmp_path / "manifests", tmp_path / "fbank", FeatureConfig())
+    assert prepare.prepare_synth(tmp_path / "synth", SynthConfig(**{**vars(TINY), "seed": 2}), jobs=1)
+
+
+def test_missing_inputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no cuts_"):
+        prepare.extract_features(tmp_path, tmp_path / "out", FeatureConfig())
+    with pytest.raises(UserError, match="needs the text of a train split"):
+        prepare.train_tokenizer(tmp_path, tmp_path / "out", TokenizerConfig())
+    with pytest.raises(UserError, match="no corpus folder"):
+        prepare.prepare_corpus(tmp_path / "nowhere", tmp_path / "out", NAMES)
+    assert os.listdir(tmp_path) == []
