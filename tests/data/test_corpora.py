@@ -144,7 +144,7 @@ def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("splits", [{}, {"train": ()}, {"train": ("a", "a")}, {"valid": ("a",)}])
 def test_contradictory_splits_are_refused(tmp_path: Path, splits: dict) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError):
         CorpusConfig(tmp_path, splits)
 
 

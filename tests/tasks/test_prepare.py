@@ -92,7 +92,7 @@ def test_the_report_counts_everything(corpus: Path, tmp_path: Path, caplog: pyte
 )
 def test_fatal_errors_leave_nothing_behind(corpus: Path, tmp_path: Path, splits: dict, message: str) -> None:
     truncate(write_utterance(corpus / "broken", "1-1-0000", "TEXT"), 0.5)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         prepare.prepare_corpus(corpus, tmp_path / "out", splits)
     assert os.listdir(tmp_path) == ["corpus"]
 

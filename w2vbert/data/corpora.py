@@ -43,11 +43,11 @@ class CorpusConfig:
     def __post_init__(self) -> None:
         for split, subsets in self.splits.items():
             if split not in SPLITS:
-                raise ValueError(f"unknown split {split} (allowed: {', '.join(SPLITS)})")
+                raise UserError(f"unknown split {split} (allowed: {', '.join(SPLITS)})")
             if not subsets or len(set(subsets)) < len(subsets):
-                raise ValueError(f"{split} needs at least one subset and each only once, got {','.join(subsets)!r}")
+                raise UserError(f"{split} needs at least one subset and each only once, got {','.join(subsets)!r}")
         if not self.splits:
-            raise ValueError(f"name the subsets of at least one split ({', '.join(SPLITS)})")
+            raise UserError(f"name the subsets of at least one split ({', '.join(SPLITS)})")
 
 
 @dataclass(frozen=True)
