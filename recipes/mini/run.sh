@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# From speech to a table of word error rates, small enough for two processor cores.
+#
+#   stage 0  make synthetic speech (not with --corpus)
+#   stage 1  manifests of the corpus, with a report on what is in it
+#   stage 2  features, tokenizer, n-gram language model
+#   stage 3  pre-training with w2v-BERT's objective
+#   stage 4  fine-tuning with the pruned RNN-T loss: from scratch, and from the pre-trained model
+#   stage 5  self-training: the fine-tuned model labels the unlabelled speech, a new one learns from it
+#   stage 6  decoding, scoring, the table
+#
+# A step that is finished is skipped as long as its settings and inputs stay the same.
+set -euo pipefail
+
+stage=0                         # N         first stage to run
+stop_stage=6                    # N         last stage to run
+nj=$(env -u OMP_NUM_THREADS nproc)  # N         processor cores to use
+ngpu=0                          # N         GPUs to use, 0 or 1
+corpus=                         # DIR       folder in LibriSpeech's layout; none: synthetic speech
+train=train                     # NAME,...  subsets of the corpus with transcripts, to train on
+dev=dev                         # NAME,...  subsets with transcripts, to choose the best model
+test='test'                     # NAME,...  subsets with transcripts, for the final scores
+unlabelled=unlabelled           # NAME,...  subsets for pre-training and self-training; no transcripts needed
+lm_text=                        # FILE      sentences for the language model; none: the corpus's lm-text.txt.gz, if any
+conf=conf                       # DIR       settings of the steps
+data_dir=data                   # DIR       where prepared data go
+expdir=exp                      # DIR       where models and results go
+# shellcheck source=../shared/parse_options.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../shared/parse_options.sh"
+
+[ "$stage" -le "$stop_stage" ] || fail "nothing to do: --stage $stage comes after --stop-stage $stop_stage"
+[ "$nj" -ge 1 ] || fail "--nj must be at least 1"
+[ "$ngpu" -le 1 ] || fail "--ngpu $ngpu: this recipe uses at most one GPU"
+[ "$ngpu" -eq 0 ] || nvidia-smi -L >/dev/null 2>&1 || fail "--ngpu 1: nvidia-smi finds no GPU here"
+[ -z "$corpus" ] || [ -d "$corpus" ] || fail "corpus folder $corpus does not exist"
+[ -d "$conf" ] || fail "folder of settings $conf does not exist (--conf)"
+synthetic=$data_dir/synth
+
+. ./cmd.sh
+. ./path.sh
+
+if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
+  if [ -n "$corpus" ]; then
+    begin 0 "nothing to make, the corpus is $corpus"
+  else
+    begin 0 "synthetic speech"
+    run w2vbert prepare synth "$synthetic" --config "$conf/synth.yaml"
+  fi
+fi
+corpus=${corpus:-$synthetic}
+
+if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
+  begin 1 "manifests of $corpus"
+  run w2vbert prepare corpus "$corpus" "$data_dir/manifests" --nj "$nj" \
+    --train "$train" --dev "$dev" --test "$test" --unlabelled "$unlabelled"
+fi
+
+if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
+  begin 2 "features, tokenizer, language model"
+  step=(w2vbert features "$data_dir/manifests" "$data_dir/fbank" --nj "$nj")
+  if [ -f "$conf/features.yaml" ]; then step+=(--config "$conf/features.yaml"); fi
+  run "${step[@]}"
+  run w2vbert tokenizer "$data_dir/manifests" "$data_dir/tokenizer" --config "$conf/tokenizer.yaml"
+  step=(w2vbert lm "$data_dir/manifests" "$data_dir/lm" --tokenizer "$data_dir/tokenizer" --config "$conf/lm.yaml")
+  if [ -z "$lm_text" ] && [ -f "$corpus/lm-text.txt.gz" ]; then lm_text=$corpus/lm-text.txt.gz; fi
+  if [ -n "$lm_text" ]; then step+=(--text "$lm_text"); fi
+  run "${step[@]}"
+fi
+
+if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
+  begin 3 "pre-training"
+  run w2vbert pretrain "$data_dir/fbank" "$expdir/pretrain" --config "$conf/pretrain.yaml"
+fi
+
+finetune=(--tokenizer "$data_dir/tokenizer")
+
+if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
+  begin 4 "fine-tuning, from scratch and from the pre-trained model"
+  # One thread each, also when they run one after the other: another setting would make finished models out of date.
+  settings=(--config "$conf/finetune.yaml" --set train.threads=1)
+  start scratch w2vbert finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch "${settings[@]}"
+  start finetune w2vbert finetune "$data_dir/fbank" "$expdir/finetune" "${finetune[@]}" \
+    --init "$expdir/pretrain" "${settings[@]}"
+  finish
+fi
+
+student=$expdir/self_train/gen1
+
+if [ "$stage" -le 5 ] && [ "$stop_stage" -ge 5 ]; then
+  begin 5 "self-training"
+  run w2vbert pseudo-label "$data_dir/fbank" "$student/labels" --model "$expdir/finetune" --lm "$data_dir/lm" \
+    --config "$conf/pseudo_label.yaml"
+  run w2vbert finetune "$data_dir/fbank" "$student/model" "${finetune[@]}" --init "$expdir/pretrain" \
+    --pseudo "$student/labels" --config "$conf/student.yaml"
+fi
+
+if [ "$stage" -le 6 ] && [ "$stop_stage" -ge 6 ]; then
+  begin 6 "decoding and scoring"
+  greedy=(--data "$data_dir/fbank" --split dev --split test --config "$conf/decode.yaml")
+  with_lm=(--data "$data_dir/fbank" --split dev --split test --config "$conf/decode_lm.yaml" --lm "$data_dir/lm")
+  start scratch w2vbert decode --model "$expdir/scratch" "${greedy[@]}" --out "$expdir/scratch/decode_greedy"
+  start finetune w2vbert decode --model "$expdir/finetune" "${greedy[@]}" --out "$expdir/finetune/decode_greedy"
+  start finetune+lm w2vbert decode --model "$expdir/finetune" "${with_lm[@]}" --out "$expdir/finetune/decode_lm"
+  start student+lm w2vbert decode --model "$student/model" "${with_lm[@]}" --out "$student/model/decode_lm"
+  finish
+  run w2vbert report "$expdir/RESULTS.md" \
+    --row "trained from scratch=$expdir/scratch/decode_greedy" \
+    --row "pre-trained=$expdir/finetune/decode_greedy" \
+    --row "pre-trained + LM=$expdir/finetune/decode_lm" \
+    --row "+ self-training + LM=$student/model/decode_lm"
+  log "table:    $(realpath "$expdir")/RESULTS.md"
+  log "pictures: $(realpath "$expdir")/{pretrain,scratch,finetune}/curves.png"
+fi
+
+log "finished in $((SECONDS / 60)) min $((SECONDS % 60)) s"
