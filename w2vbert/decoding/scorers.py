@@ -42,6 +42,24 @@ class Scorer(Protocol):
         """Log-probability that the sentence ends here, (N,) float32."""
 
 
+def load_kenlm(model_file: Path) -> Any:
+    """A `kenlm.Model` from an ARPA or binary file, without a word on the terminal.
+
+    Raises:
+        UserError: KenLM cannot read the file.
+    """
+    import kenlm
+
+    config = kenlm.Config()
+    config.show_progress = False
+    config.arpa_complain = kenlm.ARPALoadComplain.NONE
+    try:
+        return kenlm.Model(str(model_file), config)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{model_file} cannot be read as a language model: {reason}") from error
+
+
 @dataclass(frozen=True)
 class NgramState:
     """N hypotheses, each a context of the n-gram model."""
@@ -64,16 +82,7 @@ class NgramScorer:
         Raises:
             UserError: KenLM cannot read the file, or it knows none of the words.
         """
-        import kenlm
-
-        config = kenlm.Config()
-        config.show_progress = False
-        config.arpa_complain = kenlm.ARPALoadComplain.NONE
-        try:
-            self._model = kenlm.Model(str(model_file), config)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{model_file} cannot be read as a language model: {reason}") from error
+        self._model = load_kenlm(model_file)
         if not any(word in self._model for word in words):
             raise UserError(f"{model_file} knows none of the tokenizer's pieces: it was trained for another one")
         self._words = list(words)

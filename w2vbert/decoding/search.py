@@ -16,11 +16,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from w2vbert.decoding.beam import NEVER, Step, Texts, merge_closed, merge_emissions, trace
 from w2vbert.decoding.hypothesis import Hypothesis
 from w2vbert.decoding.scorers import Scorer
 
 State = tuple[Tensor, ...]
-NEVER = float("-inf")
 
 
 class Predictor(Protocol):
@@ -179,42 +179,10 @@ def _hypothesis(path: list[tuple[int, int, float]], score: float, model_score: f
 
 
 @dataclass(frozen=True)
-class _Texts:
-    """The texts of a beam, each tensor (n, K). Equal texts are found by hash, which includes the length."""
-
-    hash: Tensor
-    parent_hash: Tensor
-    """Hash of the text without its last label."""
-    last: Tensor
-    """Last label; the blank for the empty text."""
-    length: Tensor
-
-    @classmethod
-    def empty(cls, batch: int, beam: int, blank: int, device: torch.device) -> "_Texts":
-        zeros = torch.zeros(batch, beam, dtype=torch.long, device=device)
-        return cls(hash=zeros, parent_hash=zeros - 1, last=zeros + blank, length=zeros)
-
-    def extend(self, slots: Tensor, tokens: Tensor, emitted: Tensor) -> "_Texts":
-        """The texts of `slots` (n, K), each with its label of `tokens` (n, K) where `emitted` (n, K)."""
-        parent, length = self.hash.gather(1, slots), self.length.gather(1, slots)
-        mixed = parent * 6364136223846793005 + (tokens + 1) * 1442695040888963407  # modulo 2^64
-        mixed = (mixed ^ (mixed >> 32)) * 0x5851F42D4C957F2D + length
-        return _Texts(
-            hash=torch.where(emitted, mixed, parent),
-            parent_hash=torch.where(emitted, parent, self.parent_hash.gather(1, slots)),
-            last=torch.where(emitted, tokens, self.last.gather(1, slots)),
-            length=length + emitted,
-        )
-
-    def first(self, running: int) -> "_Texts":
-        return _Texts(self.hash[:running], self.parent_hash[:running], self.last[:running], self.length[:running])
-
-
-@dataclass(frozen=True)
 class _Beam:
     """The hypotheses of the n utterances that have not ended. A slot with log-probability -inf is empty."""
 
-    texts: _Texts
+    texts: Texts
     log_prob: Tensor
     """(n, K), the model's, summed over merged alignments."""
     fusion: Tensor
@@ -226,17 +194,6 @@ class _Beam:
     state: State
     """Of the prediction network, each (layers, n * K, H)."""
     scorer_states: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Back-pointers from the hypotheses after an expansion to those before it; each tensor (n, K)."""
-
-    frame: int
-    parent: Tensor
-    token: Tensor
-    """The emitted label; the blank where none was."""
-    log_prob: Tensor
 
 
 @dataclass(frozen=True)
@@ -257,7 +214,7 @@ class _BeamSearch:
     def run(self, encoder_out: Tensor, frame_counts: list[int]) -> list[list[Hypothesis]]:
         """encoder_out: (B, T, J), sorted by falling length."""
         beam = self._start(len(frame_counts), encoder_out.device)
-        steps: list[_Step] = []
+        steps: list[Step] = []
         ended: list[_Ended] = []
         for frame, running in enumerate(_running(frame_counts)):
             if running < beam.log_prob.shape[0]:
@@ -281,7 +238,7 @@ class _BeamSearch:
         out, state = _start_predictor(self.model, batch * beam_size, device)
         scorer_states = tuple(scorer.start(batch * beam_size, device) for scorer in self.scorers)
         return _Beam(
-            texts=_Texts.empty(batch, beam_size, self.model.blank, device),
+            texts=Texts.empty(batch, beam_size, self.model.blank, device),
             log_prob=log_prob,
             fusion=torch.zeros_like(log_prob),
             gain=self._gain(scorer_states, log_prob),
@@ -299,7 +256,7 @@ class _BeamSearch:
 
     def _expand(
         self, beam: _Beam, encoder_frame: Tensor, frame: int, is_open: Tensor, last_round: bool
-    ) -> tuple[_Beam, _Step, Tensor]:
+    ) -> tuple[_Beam, Step, Tensor]:
         """Let each open hypothesis take the blank or a label of this frame, and keep the best K.
 
         encoder_frame: (n, J). is_open: (n, K), hypotheses that have not taken this frame's blank yet.
@@ -317,9 +274,9 @@ class _BeamSearch:
         parent = torch.arange(k, device=keep.device).expand(n, k)
         token = torch.full_like(parent, blank)
         if self.config.max_symbols_per_frame > 1:
-            keep, parent = _merge_closed(beam.texts, keep, parent)
+            keep, parent = merge_closed(beam.texts, keep, parent)
         if last_round:
-            keep, emit, parent, token = _merge_emissions(beam.texts, keep, emit, parent, token)
+            keep, emit, parent, token = merge_emissions(beam.texts, keep, emit, parent, token)
 
         totals = torch.cat([keep + beam.fusion, (emit + beam.fusion.unsqueeze(-1) + beam.gain).flatten(1)], dim=1)
         top, index = totals.topk(k, dim=1)  # (n, K) of (n, K + K * V)
@@ -329,7 +286,7 @@ class _BeamSearch:
         labels = torch.where(kept, blank, label_index % v)
         parent = torch.where(kept, parent.gather(1, slots), slots)
         token = torch.where(kept, token.gather(1, slots), labels)
-        step = _Step(frame, parent, token, log_probs.flatten(1).gather(1, parent * v + token))
+        step = Step(frame, parent, token, log_probs.flatten(1).gather(1, parent * v + token))
         log_prob = torch.where(kept, keep.gather(1, slots), emit.flatten(1).gather(1, label_index))
         added = torch.where(kept, 0.0, beam.gain.flatten(1).gather(1, label_index))
         beam = replace(beam, log_prob=log_prob, fusion=beam.fusion.gather(1, slots) + added)
@@ -379,7 +336,7 @@ class _BeamSearch:
             ),
         )
 
-    def _collect(self, steps: list[_Step], ended: list[_Ended], batch: int) -> list[list[Hypothesis]]:
+    def _collect(self, steps: list[Step], ended: list[_Ended], batch: int) -> list[list[Hypothesis]]:
         """Sort the finished hypotheses and follow the back-pointers of those that are wanted."""
         score = torch.cat([part.score for part in ended])  # (B, K)
         log_prob = torch.cat([part.log_prob for part in ended])
@@ -387,60 +344,10 @@ class _BeamSearch:
         if self.config.length_normalization:
             score = score / torch.cat([part.length for part in ended]).clamp(min=1)
         order = score.argsort(dim=1, descending=True, stable=True)[:, : self.config.nbest]
-        paths = _trace(steps, order, self.model.blank)
+        paths = trace(steps, order, self.model.blank)
         results: list[list[Hypothesis]] = []
         columns = [values.gather(1, order).tolist() for values in (score, log_prob, posterior)]
         for b in range(batch):
             ranked = zip(paths[b], *(column[b] for column in columns), strict=True)
             results.append([_hypothesis(*entry) for entry in ranked if entry[1] > NEVER])
         return results
-
-
-def _merge_closed(texts: _Texts, keep: Tensor, parent: Tensor) -> tuple[Tensor, Tensor]:
-    """Add up the blank of an open hypothesis and a closed one of the same text. keep, parent: (n, K)."""
-    k = keep.shape[1]
-    alive = keep > NEVER
-    earlier = torch.ones(k, k, dtype=torch.bool, device=keep.device).tril(-1)  # [j, i]: i stands before j
-    same = (texts.hash.unsqueeze(2) == texts.hash.unsqueeze(1)) & earlier  # (n, K, K)
-    same = same & alive.unsqueeze(2) & alive.unsqueeze(1)
-    other = torch.where(same.transpose(1, 2), keep.unsqueeze(1), NEVER)  # [i, j]: what j brings to i
-    value, slot = other.max(2)
-    parent = torch.where(value > keep, slot, parent)
-    return torch.logaddexp(keep, value).masked_fill(same.any(2), NEVER), parent
-
-
-def _merge_emissions(
-    texts: _Texts, keep: Tensor, emit: Tensor, parent: Tensor, token: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Move the label that makes hypothesis i equal to hypothesis j over to j.
-
-    keep, parent, token: (n, K). emit: (n, K, V), changed in place. The hypotheses that emit differ from one another,
-    so these are the only equal texts. Times are those of the more probable alignment.
-    """
-    k = keep.shape[1]
-    same = texts.hash.unsqueeze(2) == texts.parent_hash.unsqueeze(1)  # (n, K, K) [i, j]
-    same = same & (keep > NEVER).unsqueeze(1)
-    last = texts.last.unsqueeze(1).expand(-1, k, -1)  # (n, K, K)
-    value, slot = torch.where(same, emit.gather(2, last), NEVER).max(1)
-    better = value > keep
-    emit.scatter_add_(2, last, torch.where(same, NEVER, 0.0))
-    return torch.logaddexp(keep, value), emit, torch.where(better, slot, parent), torch.where(better, texts.last, token)
-
-
-def _trace(steps: list[_Step], slots: Tensor, blank: int) -> list[list[list[tuple[int, int, float]]]]:
-    """Follow the back-pointers from `slots` (B, N) -> for each the emissions: label, frame, log-probability."""
-    batch, nbest = slots.shape
-    paths: list[list[list[tuple[int, int, float]]]] = [[[] for _ in range(nbest)] for _ in range(batch)]
-    slots = slots.clone()
-    for step in reversed(steps):
-        running = step.parent.shape[0]
-        current = slots[:running]
-        tokens = step.token.gather(1, current)
-        where = (tokens != blank).nonzero()
-        values = step.log_prob.gather(1, current)
-        emitted = (where[:, 0], where[:, 1])
-        entries = zip(where.tolist(), tokens[emitted].tolist(), values[emitted].tolist(), strict=True)
-        for (b, rank), token, log_prob in entries:
-            paths[b][rank].append((token, step.frame, log_prob))
-        slots[:running] = step.parent.gather(1, current)
-    return [[path[::-1] for path in ranked] for ranked in paths]

@@ -15,7 +15,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: no such file, not gzip, or not UTF-8; with the line.
     """
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise UserError(f"no such file: {path}")
     number = 0
     try:

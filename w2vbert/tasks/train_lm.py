@@ -10,7 +10,7 @@ from pathlib import Path
 from w2vbert.config import load_config, save_config
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.ngram import NgramConfig, choose_estimator, estimate, piece_word, run_lmplz
-from w2vbert.decoding.scorers import ARPA_FILE, BINARY_FILE, WORDS_FILE
+from w2vbert.decoding.scorers import ARPA_FILE, BINARY_FILE, WORDS_FILE, load_kenlm
 from w2vbert.errors import UserError
 from w2vbert.log import logger
 from w2vbert.stages import Step, run_step, write_json
@@ -119,11 +119,7 @@ def _estimate(
 
 def _perplexity(arpa: Path, texts: Sequence[str], tokenizer: Tokenizer, words: Sequence[str]) -> dict[str, float]:
     """Perplexity of texts; each end of a sentence counts as a piece and as a word."""
-    import kenlm
-
-    settings = kenlm.Config()
-    settings.show_progress = False
-    model = kenlm.Model(str(arpa), settings)
+    model = load_kenlm(arpa)
     sentences = [tokenizer.encode(text) for text in texts]
     log10_prob = sum(model.score(" ".join(words[token] for token in sentence)) for sentence in sentences)
     counts = {
