@@ -1,0 +1,69 @@
+"""Plain audio files: finding them, reading them as 16 kHz mono, and cutting long ones at quiet places."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from w2vbert.errors import UserError
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+QUIET_SECONDS = 0.1
+"""Width of the window whose energy says how quiet a place is."""
+
+
+def find_audio(inputs: Sequence[Path]) -> list[Path]:
+    """Audio files among `inputs`, and below those that are folders, in order.
+
+    Raises:
+        UserError: an input does not exist, or nothing was found.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"{path} does not exist")
+    if not files:
+        raise UserError(f"no audio in {', '.join(map(str, inputs))}: looked for {' '.join(SUFFIXES)}")
+    return files
+
+
+def read_audio(path: Path, rate_hz: int) -> Tensor:
+    """Samples (N,) float32 of a file at `rate_hz`, the mean of its channels.
+
+    Raises:
+        UserError: the file cannot be decoded, ends before its header says, is empty, or holds NaN.
+    """
+    import soundfile
+    import torchaudio
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            expected, rate = len(file), file.samplerate
+            samples = torch.from_numpy(file.read(dtype="float32", always_2d=True)).mean(1)  # (N,)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise UserError(f"{path} cannot be decoded: {error}") from error
+    if len(samples) < expected:
+        raise UserError(f"{path} is truncated: {len(samples)} of {expected} samples")
+    if not len(samples):
+        raise UserError(f"{path} holds no samples")
+    if not bool(samples.isfinite().all()):
+        raise UserError(f"{path} holds samples that are not finite")
+    return samples if rate == rate_hz else torchaudio.functional.resample(samples, rate, rate_hz)
+
+
+def cut_at_quiet(samples: Tensor, rate_hz: int, max_seconds: float) -> Iterator[Tensor]:
+    """Pieces of at most `max_seconds`, each ended at the quietest place of its last third. (N,) -> pieces (n,)."""
+    longest = int(max_seconds * rate_hz)
+    window = int(QUIET_SECONDS * rate_hz)
+    while len(samples) > longest:
+        tail = samples[2 * longest // 3 : longest]
+        energy = torch.nn.functional.avg_pool1d(tail.square()[None], window, stride=window // 2)[0]
+        end = 2 * longest // 3 + int(energy.argmin()) * (window // 2) + window // 2
+        yield samples[:end]
+        samples = samples[end:]
+    yield samples

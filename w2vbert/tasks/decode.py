@@ -1,0 +1,237 @@
+"""Decoding: of plain audio to text, and of a data set's splits to scores."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from w2vbert.config import load_config, save_config
+from w2vbert.data.audio import cut_at_quiet, find_audio, read_audio
+from w2vbert.data.batches import FRAMES_PER_SECOND, collate
+from w2vbert.data.datasets import MIN_FRAMES, SpeechDataset
+from w2vbert.data.features import FeatureConfig, features_of_waveform, normalize
+from w2vbert.data.loaders import group_by_seconds, in_order
+from w2vbert.data.tokenizer import Tokenizer
+from w2vbert.decoding.scorers import NgramScorer, Scorer
+from w2vbert.decoding.scoring import score_pairs, write_scores
+from w2vbert.decoding.search import SearchConfig
+from w2vbert.errors import UserError
+from w2vbert.log import logger, progress
+from w2vbert.models.transducer import Transducer
+from w2vbert.stages import Step, atomic_file, run_step, write_json
+from w2vbert.tasks.recognize import Recognition, load_transducer, recognize
+
+READ_AHEAD_SECONDS = 1200.0
+"""Audio that is read before it is sorted into batches: bounds memory, however much there is to decode."""
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Decoding.
+
+    Attributes:
+        search: greedy or beam, and the weights of the language model.
+        batch_seconds: most audio in a batch, padding counted.
+        max_seconds: longer recordings are cut at quiet places (files) or left out (splits).
+    """
+
+    search: SearchConfig = field(default_factory=SearchConfig)
+    batch_seconds: float = 120.0
+    max_seconds: float = 32.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a recording that is decoded in one go.
+
+    Attributes:
+        file: index of the recording among the inputs.
+        features: (T, F), normalised; None where the recording could not be used.
+    """
+
+    file: int
+    features: Tensor | None
+
+
+def make_scorers(lm: Path | None, search: SearchConfig, tokenizer: Tokenizer) -> list[Scorer]:
+    """The language model of a folder as scorers; none without a folder.
+
+    Raises:
+        UserError: the search is greedy, the folder is no language model, or its pieces are not the tokenizer's.
+    """
+    if lm is None:
+        return []
+    if search.method == "greedy":
+        raise UserError("a language model needs a beam search: --set search.method=beam")
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    return [NgramScorer.load(lm, pieces)]
+
+
+def decode_splits(
+    model: Path,
+    data: Path,
+    splits: Sequence[str],
+    out: Path,
+    lm: Path | None,
+    config_path: Path | None,
+    overrides: Sequence[str],
+    force: bool,
+) -> None:
+    """Decodes and scores splits of a folder of features.
+
+    Leaves `recogs-`, `errs-` and `wer-summary-SET.txt`, `hyps-SET.jsonl` and `wer.json` in `out`.
+
+    Raises:
+        UserError: model, language model, data or config are not fit for it.
+    """
+    config = load_config(DecodeConfig, config_path, overrides)
+    step = Step("decode", out, {"decode": config, "splits": list(splits)}, {"model": model, "data": data, "lm": lm})
+
+    def work(folder: Path) -> None:
+        transducer, tokenizer = load_transducer(model)
+        scorers = make_scorers(lm, config.search, tokenizer)
+        save_config(config, folder / "config.yaml")
+        results: dict[str, Any] = {}
+        for split in splits:
+            dataset = SpeechDataset([data / f"cuts_{split}.jsonl.gz"], config.max_seconds)
+            batches = progress(list(in_order(dataset, config.batch_seconds)), desc=f"decode {split}", unit="batches")
+            found = [r for batch in recognize(transducer, tokenizer, batches, config.search, scorers) for r in batch]
+            results[split] = _score_split(folder, split, dataset, found, config)
+        write_json(folder / "wer.json", {"model": str(model), "lm": lm and str(lm), "splits": results})
+
+    run_step(step, work, force)
+
+
+def _score_split(
+    folder: Path, split: str, dataset: SpeechDataset, found: Sequence[Recognition], config: DecodeConfig
+) -> dict[str, Any]:
+    by_id = {r.id: r for r in found}
+    references = dict(zip(dataset.ids, dataset.texts, strict=True))
+    speakers = dict(zip(dataset.ids, dataset.speakers, strict=True))
+    result = score_pairs(references, {r.id: r.text for r in found}, speakers)
+    write_scores(folder, split, result, config.search.method)
+    _write_jsonl(folder / f"hyps-{split}.jsonl", (_describe(by_id[id], id) for id in dataset.ids))
+    logger.info(f"{split}: {result.summary()}")
+    return result.to_dict()
+
+
+def _describe(recognition: Recognition, id: str) -> dict[str, Any]:
+    return {"id": id, "text": recognition.text, "confidence": round(recognition.confidence, 4)}
+
+
+def _write_jsonl(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    with atomic_file(path) as aside:
+        aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def decode_files(
+    model: Path,
+    inputs: Sequence[Path],
+    lm: Path | None,
+    output: Path | None,
+    config_path: Path | None,
+    overrides: Sequence[str],
+) -> None:
+    """Recognises audio files and prints `FILE<tab>TEXT` in the order of the inputs; JSON lines go to `output`.
+
+    A file that cannot be decoded is named, counted and passed over. Manifests of cuts (`*.jsonl.gz`) stand for the
+    recordings of their cuts.
+
+    Raises:
+        UserError: model, language model or config are not fit for it, an input does not exist, or no file could be used.
+    """
+    config = load_config(DecodeConfig, config_path, overrides)
+    transducer, tokenizer = load_transducer(model)
+    features = load_config(FeatureConfig, model / "features.yaml")
+    scorers = make_scorers(lm, config.search, tokenizer)
+    sources = list(_find_sources(inputs))
+    lines: list[dict[str, Any]] = []
+    pieces = _read_pieces(progress(sources, desc="decode", unit="files"), features, config.max_seconds)
+    for stretch in _stretches(pieces):
+        for file, results in _decode_stretch(stretch, transducer, tokenizer, config, scorers):
+            name = sources[file][0]
+            if results is None:
+                lines.append({"id": name, "text": None, "confidence": 0.0})
+                continue
+            text = " ".join(r.text for r in results if r.text)
+            print(f"{name}\t{text}", flush=True)
+            lines.append({"id": name, "text": text, "confidence": round(min(r.confidence for r in results), 4)})
+    failures = sum(line["text"] is None for line in lines)
+    if output is not None:
+        _write_jsonl(output, lines)
+    if failures == len(sources):
+        raise UserError(f"none of {failures} recordings could be decoded")
+    if failures:
+        logger.warning(f"{failures} of {len(sources)} recordings could not be decoded")
+
+
+def _find_sources(inputs: Sequence[Path]) -> Iterator[tuple[str, Any]]:
+    """(name, file or cut) of every recording."""
+    from lhotse import CutSet
+
+    for path in inputs:
+        if path.name.endswith((".jsonl.gz", ".jsonl")):
+            if not path.is_file():
+                raise UserError(f"{path} does not exist")
+            for cut in CutSet.from_jsonl_lazy(path):
+                yield cut.id, cut
+        else:
+            for file in find_audio([path]):
+                yield str(file), file
+
+
+def _read_pieces(sources: Iterable[tuple[str, Any]], features: FeatureConfig, max_seconds: float) -> Iterator[Piece]:
+    for index, (name, source) in enumerate(sources):
+        try:
+            for samples in cut_at_quiet(_read(source, features.sampling_rate_hz), features.sampling_rate_hz, max_seconds):
+                if len(samples) < MIN_FRAMES * features.frame_shift_seconds * features.sampling_rate_hz:
+                    raise UserError(f"{name} is shorter than 0.1 s")
+                yield Piece(index, normalize(features_of_waveform(samples, features)))
+        except UserError as error:
+            logger.warning(f"skipped: {error}")
+            yield Piece(index, None)
+
+
+def _read(source: Any, rate_hz: int) -> Tensor:
+    import torch
+
+    if isinstance(source, Path):
+        return read_audio(source, rate_hz)
+    try:
+        return torch.from_numpy(source.resample(rate_hz).load_audio()).mean(0)  # (N,)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{source.id} cannot be read: {error}") from error
+
+
+def _stretches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Runs of whole recordings of about READ_AHEAD_SECONDS."""
+    stretch: list[Piece] = []
+    seconds = 0.0
+    for piece in pieces:
+        if seconds > READ_AHEAD_SECONDS and piece.file != stretch[-1].file:
+            yield stretch
+            stretch, seconds = [], 0.0
+        stretch.append(piece)
+        seconds += 0.0 if piece.features is None else len(piece.features) / FRAMES_PER_SECOND
+    if stretch:
+        yield stretch
+
+
+def _decode_stretch(
+    stretch: Sequence[Piece], model: Transducer, tokenizer: Tokenizer, config: DecodeConfig, scorers: Sequence[Scorer]
+) -> Iterator[tuple[int, list[Recognition] | None]]:
+    """Results of each recording, in order; None where one could not be read. Decodes in batches of similar lengths."""
+    features = {index: piece.features for index, piece in enumerate(stretch) if piece.features is not None}
+    order = sorted(features, key=lambda index: -len(features[index]))
+    frames = [0 if piece.features is None else len(piece.features) for piece in stretch]
+    groups = group_by_seconds(order, frames, config.batch_seconds)
+    batches = (collate([str(i) for i in group], [features[i] for i in group], None) for group in groups)
+    found = {int(r.id): r for rs in recognize(model, tokenizer, batches, config.search, scorers) for r in rs}
+    by_file: dict[int, list[int]] = {}
+    for index, piece in enumerate(stretch):
+        by_file.setdefault(piece.file, []).append(index)
+    for file, own in by_file.items():
+        yield file, [found[index] for index in own] if all(index in found for index in own) else None

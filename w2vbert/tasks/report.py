@@ -1,0 +1,65 @@
+"""The table that a recipe ends with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from w2vbert.errors import UserError
+from w2vbert.stages import atomic_file, read_json
+
+Row = tuple[str, Path]
+
+
+def write_report(out: Path, rows: Sequence[Row]) -> None:
+    """Writes a Markdown table of decoding results to `out` and prints it.
+
+    Args:
+        out: file.
+        rows: (name, folder of `w2vbert decode --data ... --out`), in order.
+
+    Raises:
+        UserError: a folder holds no results, or the rows score different sets.
+    """
+    results = [(name, _read_result(folder)) for name, folder in rows]
+    splits = list(results[0][1]["splits"])
+    for name, result in results:
+        if list(result["splits"]) != splits:
+            raise UserError(f"row {name!r} scores {', '.join(result['splits'])}, the first row {', '.join(splits)}")
+    text = "\n".join([*_table(results, splits), "", *_notes(results, splits)]) + "\n"
+    with atomic_file(out) as aside:
+        aside.write_text(text, encoding="utf-8")
+    print(text, end="")
+
+
+def _read_result(folder: Path) -> dict[str, Any]:
+    """Scores of a decoding folder with the cards of the model and of the model that it began from."""
+    if not (folder / "wer.json").is_file():
+        raise UserError(f"{folder} holds no wer.json: give a folder that `w2vbert decode --data ... --out` wrote")
+    result: dict[str, Any] = read_json(folder / "wer.json")
+    return result
+
+
+def _table(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str]) -> list[str]:
+    head = ["", *(f"WER {split} (%)" for split in splits), "hours of audio seen", "minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, result in results:
+        cells = [_wer_cell(result["splits"][split]) for split in splits]
+        cost = result["cost"]
+        cells += [f"{cost['audio_hours']:.1f}", f"{cost['minutes']:.1f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _wer_cell(score: dict[str, Any]) -> str:
+    low, high = score["interval"]
+    counts = f"{score['insertions']} ins, {score['deletions']} del, {score['substitutions']} sub"
+    return f"**{score['wer']:.1f}** [{low:.1f}, {high:.1f}] ({counts} / {score['words']})"
+
+
+def _notes(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str]) -> list[str]:
+    first = results[0][1]["splits"][splits[0]]
+    return [
+        f"WER with its 95 % bootstrap interval (by {first['resampled']}) and counts of insertions, deletions and "
+        "substitutions over the words of the references. Hours and minutes are those of all trainings that the row "
+        "needs, repetitions counted: pre-training, fine-tuning, and the teacher's for self-training.",
+    ]
