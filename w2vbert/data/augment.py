@@ -27,9 +27,7 @@ class SpecAugmentConfig:
             raise ValueError("SpecAugment needs counts and widths of at least 0 and time_share in [0, 1]")
 
 
-def spec_augment(
-    features: Tensor, lengths: Tensor, config: SpecAugmentConfig, generator: torch.Generator
-) -> Tensor:
+def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugmentConfig, generator: torch.Generator) -> Tensor:
     """Sets random bands to 0, the mean of normalised features.
 
     Args:

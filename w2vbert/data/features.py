@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 TICK_POWER = -5  # features are stored with an error of at most half of 2^-5
 CUTS_PER_FILE = 200
+FEATURES_FILE = "features.yaml"
+"""How features were made: lies in a folder of features, and in each model that was trained on it."""
+
 MIN_DEVIATION = 1e-3  # of a mel bin over an utterance; digital silence has none
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2vbert.models.conformer import MaskedBatchNorm
-from w2vbert.models.w2v_bert import EncoderConfig, SpeechEncoder
+from w2vbert.models.w2v_bert import EncoderConfig, EncoderOutput, SpeechEncoder
 from w2vbert.ops.lengths import padding_mask, zero_padding
 from w2vbert.ops.rnnt_loss import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned, rnnt_loss_smoothed
 
@@ -175,7 +175,7 @@ class Transducer(nn.Module):
         self.joiner = Joiner(config.joiner_dim, config.vocab_size)
         self.simple_encoder = nn.Linear(config.joiner_dim, config.vocab_size)
         self.simple_predictor = nn.Linear(config.joiner_dim, config.vocab_size)
-        self.ctc = nn.Linear(config.joiner_dim, config.vocab_size) if config.ctc else None
+        self.ctc = nn.Linear(config.encoder.block.dim, config.vocab_size) if config.ctc else None
 
     def encode(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Encoder side of the joiner.
@@ -188,11 +188,15 @@ class Transducer(nn.Module):
             (B, T/4, J) and encoder frames int64 (B,).
         """
         output = self.encoder(features, lengths)
+        return self._project(output), output.lengths
+
+    def _project(self, output: EncoderOutput) -> Tensor:
+        """Projection block and the joiner's linear layer: (B, T/4, D) -> (B, T/4, J)."""
         mask = padding_mask(output.lengths, output.output.shape[1])
-        mask = None if mask is None else mask.to(features.device)
+        mask = None if mask is None else mask.to(output.output.device)
         x = F.silu(self.projection(output.output))
         x = self.projection_norm(zero_padding(x, mask), mask)
-        return self.encoder_linear(x), output.lengths
+        return self.encoder_linear(x)
 
     def forward(
         self, features: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor, s_range: int
@@ -206,7 +210,8 @@ class Transducer(nn.Module):
             token_lengths: int64 (B,), on the CPU.
             s_range: labels that the pruned loss keeps at each frame.
         """
-        encoded, frames = self.encode(features, lengths)
+        output = self.encoder(features, lengths)
+        encoded, frames = self._project(output), output.lengths
         predicted = self.predictor(tokens)
         am, lm = self.simple_encoder(encoded), self.simple_predictor(predicted)
         boundary = torch.zeros(len(tokens), 4, dtype=torch.int64)
@@ -235,12 +240,12 @@ class Transducer(nn.Module):
                 boundary=boundary,
                 reduction="none",
             )
-        return TransducerLoss(simple, pruned, self._ctc_loss(encoded, frames, tokens, token_lengths), frames)
+        return TransducerLoss(simple, pruned, self._ctc_loss(output, tokens, token_lengths), frames)
 
-    def _ctc_loss(self, encoded: Tensor, frames: Tensor, tokens: Tensor, token_lengths: Tensor) -> Tensor:
+    def _ctc_loss(self, output: EncoderOutput, tokens: Tensor, token_lengths: Tensor) -> Tensor:
         if self.ctc is None:
-            return encoded.new_zeros(len(tokens), dtype=torch.float32)
-        log_probs = self.ctc(encoded).float().log_softmax(-1).transpose(0, 1)  # (T/4, B, V)
+            return output.output.new_zeros(len(tokens), dtype=torch.float32)
+        log_probs = self.ctc(output.output).float().log_softmax(-1).transpose(0, 1)  # (T/4, B, V)
         return F.ctc_loss(
-            log_probs, tokens, frames, token_lengths, blank=BLANK, reduction="none", zero_infinity=True
+            log_probs, tokens, output.lengths, token_lengths, blank=BLANK, reduction="none", zero_infinity=True
         )

@@ -154,9 +154,7 @@ class W2vBert(nn.Module):
         self.context_linear = nn.Linear(dim, config.quantizer.dim)
         self.code_linear = nn.Linear(dim, config.quantizer.codebooks * config.quantizer.codes)
 
-    def forward(
-        self, features: Tensor, lengths: Tensor, temperature: float, generator: torch.Generator
-    ) -> W2vBertLoss:
+    def forward(self, features: Tensor, lengths: Tensor, temperature: float, generator: torch.Generator) -> W2vBertLoss:
         """The losses of one batch.
 
         Args:
@@ -170,9 +168,7 @@ class W2vBert(nn.Module):
         """
         config = self.config
         encoded, encoded_lengths = self.encoder.feature_encoder(features, lengths)  # (B, T/4, C)
-        mask = span_mask(
-            encoded_lengths, encoded.shape[1], config.mask_start_prob, config.mask_span_frames, generator
-        )
+        mask = span_mask(encoded_lengths, encoded.shape[1], config.mask_start_prob, config.mask_span_frames, generator)
         frames = masked_frames(mask)
         distractors = self._draw_distractors(frames, generator)
         frames = frames.to(encoded.device)

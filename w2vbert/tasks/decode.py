@@ -12,7 +12,7 @@ from w2vbert.config import load_config, save_config
 from w2vbert.data.audio import cut_at_quiet, find_audio, read_audio
 from w2vbert.data.batches import FRAMES_PER_SECOND, collate
 from w2vbert.data.datasets import MIN_FRAMES, SpeechDataset
-from w2vbert.data.features import FeatureConfig, features_of_waveform, normalize
+from w2vbert.data.features import FEATURES_FILE, FeatureConfig, features_of_waveform, normalize
 from w2vbert.data.loaders import group_by_seconds, in_order
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.scorers import NgramScorer, Scorer
@@ -23,6 +23,7 @@ from w2vbert.log import logger, progress
 from w2vbert.models.transducer import Transducer
 from w2vbert.stages import Step, atomic_file, run_step, write_json
 from w2vbert.tasks.recognize import Recognition, load_transducer, recognize
+from w2vbert.training.checkpoint import read_model_card
 
 READ_AHEAD_SECONDS = 1200.0
 """Audio that is read before it is sorted into batches: bounds memory, however much there is to decode."""
@@ -100,7 +101,9 @@ def decode_splits(
             batches = progress(list(in_order(dataset, config.batch_seconds)), desc=f"decode {split}", unit="batches")
             found = [r for batch in recognize(transducer, tokenizer, batches, config.search, scorers) for r in batch]
             results[split] = _score_split(folder, split, dataset, found, config)
-        write_json(folder / "wer.json", {"model": str(model), "lm": lm and str(lm), "splits": results})
+        history = read_model_card(model, "transducer")["history"]
+        summary = {"model": str(model), "lm": lm and str(lm), "splits": results, "history": history}
+        write_json(folder / "wer.json", summary)
 
     run_step(step, work, force)
 
@@ -141,11 +144,11 @@ def decode_files(
     recordings of their cuts.
 
     Raises:
-        UserError: model, language model or config are not fit for it, an input does not exist, or no file could be used.
+        UserError: model, language model or config are not fit for it, an input is missing, or no file could be used.
     """
     config = load_config(DecodeConfig, config_path, overrides)
     transducer, tokenizer = load_transducer(model)
-    features = load_config(FeatureConfig, model / "features.yaml")
+    features = load_config(FeatureConfig, model / FEATURES_FILE)
     scorers = make_scorers(lm, config.search, tokenizer)
     sources = list(_find_sources(inputs))
     lines: list[dict[str, Any]] = []
@@ -184,10 +187,12 @@ def _find_sources(inputs: Sequence[Path]) -> Iterator[tuple[str, Any]]:
 
 
 def _read_pieces(sources: Iterable[tuple[str, Any]], features: FeatureConfig, max_seconds: float) -> Iterator[Piece]:
+    rate_hz = features.sampling_rate_hz
     for index, (name, source) in enumerate(sources):
         try:
-            for samples in cut_at_quiet(_read(source, features.sampling_rate_hz), features.sampling_rate_hz, max_seconds):
-                if len(samples) < MIN_FRAMES * features.frame_shift_seconds * features.sampling_rate_hz:
+            recording = _read(source, rate_hz)
+            for samples in cut_at_quiet(recording, rate_hz, max_seconds):
+                if len(samples) < MIN_FRAMES * features.frame_shift_seconds * rate_hz:
                     raise UserError(f"{name} is shorter than 0.1 s")
                 yield Piece(index, normalize(features_of_waveform(samples, features)))
         except UserError as error:

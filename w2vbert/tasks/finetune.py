@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from w2vbert.config import load_config, save_config
 from w2vbert.data.augment import SpecAugmentConfig, spec_augment
 from w2vbert.data.batches import SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
+from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.scoring import score_pairs
@@ -21,7 +23,7 @@ from w2vbert.log import logger
 from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
 from w2vbert.models.w2v_bert import EncoderConfig, W2vBert, W2vBertConfig
 from w2vbert.ops.lengths import subsampled_lengths
-from w2vbert.stages import Step
+from w2vbert.stages import Step, read_json
 from w2vbert.tasks.recognize import recognize
 from w2vbert.tasks.runs import finish_run, prepare_run
 from w2vbert.training.checkpoint import load_weights, read_model_card
@@ -191,7 +193,7 @@ def check_transcripts(dataset: SpeechDataset, tokenizer: Tokenizer) -> None:
     Raises:
         UserError: names the characters and some utterances, or says that there is no transcript at all.
     """
-    unknown = tokenizer.unknown_characters(dataset.texts)
+    unknown = set(tokenizer.unknown_characters(dataset.texts))
     if unknown:
         characters = " ".join(sorted(unknown))
         ids = [id for id, text in zip(dataset.ids, dataset.texts, strict=True) if unknown & set(text)]
@@ -239,5 +241,12 @@ def finetune(
     batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode)
     result = Trainer(FinetuneTask(config, model, pieces, dev), batches, config.train, out, PANELS).fit()
     shutil.copytree(tokenizer, out / "tokenizer", dirs_exist_ok=True)
+    shutil.copyfile(data / FEATURES_FILE, out / FEATURES_FILE)
     save_config(model.config, out / "model.yaml")
-    finish_run(step, "transducer", result)
+    finish_run(step, "transducer", result, _read_history(init, pseudo))
+
+
+def _read_history(init: str, pseudo: Path | None) -> dict[str, Any]:
+    """Cost of the pre-training and of the teacher's training."""
+    history: dict[str, Any] = {} if init == SCRATCH else read_model_card(Path(init), "w2v-bert")["history"]
+    return history if pseudo is None else history | read_json(pseudo / "report.json")["history"]

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from w2vbert.config import to_dict
+from w2vbert.config import save_config, to_dict
 from w2vbert.data.corpora import SPLITS, CorpusConfig, Split, check_subsets, read_split, shared_speakers
-from w2vbert.data.features import FeatureConfig, store_features
+from w2vbert.data.features import FEATURES_FILE, FeatureConfig, store_features
 from w2vbert.data.synthesis import SynthConfig, write_corpus
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
@@ -73,6 +73,7 @@ def extract_features(manifests: Path, out: Path, config: FeatureConfig, jobs: in
     def work(folder: Path) -> None:
         from lhotse import CutSet, load_manifest
 
+        save_config(config, folder / FEATURES_FILE)
         storage = folder / "storage"
         storage.mkdir()
         cuts = {split: load_manifest(_cuts_file(manifests, split)) for split in splits}

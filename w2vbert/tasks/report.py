@@ -32,7 +32,6 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
 
 
 def _read_result(folder: Path) -> dict[str, Any]:
-    """Scores of a decoding folder with the cards of the model and of the model that it began from."""
     if not (folder / "wer.json").is_file():
         raise UserError(f"{folder} holds no wer.json: give a folder that `w2vbert decode --data ... --out` wrote")
     result: dict[str, Any] = read_json(folder / "wer.json")
@@ -44,8 +43,8 @@ def _table(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str])
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, result in results:
         cells = [_wer_cell(result["splits"][split]) for split in splits]
-        cost = result["cost"]
-        cells += [f"{cost['audio_hours']:.1f}", f"{cost['minutes']:.1f}"]
+        costs = result["history"].values()
+        cells += [f"{sum(cost[key] for cost in costs):.1f}" for key in ("audio_hours", "minutes")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -4,7 +4,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -26,9 +29,18 @@ def prepare_run(step: Step, config: TrainConfig, force: bool) -> None:
     torch.manual_seed(config.seed)
 
 
-def finish_run(step: Step, kind: str, result: TrainResult) -> None:
-    """Turns the finished run's folder into a model folder and stamps it."""
-    write_model_card(step.out, kind, asdict(result))
+def finish_run(step: Step, kind: str, result: TrainResult, history: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Turns the finished run's folder into a model folder and stamps it.
+
+    Args:
+        step: the run.
+        kind: of the model.
+        result: what the trainer returned.
+        history: cost of the trainings that this one builds on, by folder, as their cards tell it.
+    """
+    own = {"audio_hours": result.audio_hours, "minutes": result.minutes}
+    card = asdict(result) | {"history": {**history, str(step.out): own}}
+    write_model_card(step.out, kind, card)
     step.finish()
     logger.info(f"{step.out}: {kind} model, {result.audio_hours:.1f} h of audio in {result.minutes:.1f} min")
 

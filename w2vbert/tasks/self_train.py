@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert.config import load_config, save_config
+from w2vbert.data.batches import FRAMES_PER_SECOND
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.loaders import in_order
 from w2vbert.decoding.search import SearchConfig
@@ -14,6 +15,7 @@ from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step, write_json
 from w2vbert.tasks.decode import make_scorers
 from w2vbert.tasks.recognize import Recognition, load_transducer, recognize
+from w2vbert.training.checkpoint import read_model_card
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def pseudo_label(
             raise UserError(f"{model} labelled none of {len(found)} utterances well enough: {report['dropped']}")
         _write_cuts(folder / "cuts_pseudo.jsonl.gz", data / "cuts_unlabelled.jsonl.gz", kept)
         save_config(config, folder / "config.yaml")
-        write_json(folder / "report.json", report)
-        logger.info(f"kept {len(kept)} of {len(found)} labels, {report['kept_hours']:.2f} h; dropped {report['dropped']}")
+        write_json(folder / "report.json", report | {"history": read_model_card(model, "transducer")["history"]})
+        hours, dropped = report["kept_hours"], report["dropped"]
+        logger.info(f"kept {len(kept)} of {len(found)} labels, {hours:.2f} h; dropped {dropped}")
 
     run_step(step, work, force)
 
@@ -81,7 +84,7 @@ def filter_labels(
     found: Sequence[Recognition], dataset: SpeechDataset, config: PseudoLabelConfig
 ) -> tuple[dict[str, Recognition], dict[str, Any]]:
     """The labels to train on, by cut id, and a report with counts of what was dropped and why."""
-    seconds = {id: frames / 100 for id, frames in zip(dataset.ids, dataset.frames, strict=True)}
+    seconds = {id: frames / FRAMES_PER_SECOND for id, frames in zip(dataset.ids, dataset.frames, strict=True)}
     dropped = {"too few words": 0, "too many words a second": 0, "confidence": 0}
     sound = []
     for recognition in found:

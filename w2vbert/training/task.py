@@ -28,7 +28,10 @@ class StepOutput:
 class Task(Protocol):
     """A thing to train."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
     best_metric: str
     """Name in `validate`'s result by which the best model is kept; lower is better."""
 
