@@ -84,10 +84,11 @@ def contrastive_loss(
     unusable = same_code | ~valid[:, None]
     positive = cosines.diagonal(dim1=1, dim2=2)[..., None]  # (B, M, 1)
     if distractors is None:
-        negatives = cosines.masked_fill(unusable, -torch.inf)
+        negatives = cosines
     else:
-        negatives = cosines.gather(2, distractors).masked_fill(unusable.gather(2, distractors), -torch.inf)  # (B, M, K)
-    usable = negatives.isfinite().sum(-1)  # (B, M)
+        negatives, unusable = cosines.gather(2, distractors), unusable.gather(2, distractors)  # (B, M, K)
+    negatives = negatives.masked_fill(unusable, -torch.inf)
+    usable = (~unusable).sum(-1)  # (B, M)
     taking_part = valid & (usable > 0)
     logits = torch.cat([positive, negatives], dim=2)  # (B, M, 1 + K)
     loss = logits.logsumexp(2) - positive.squeeze(2)  # (B, M)
