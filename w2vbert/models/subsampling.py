@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2vbert.ops.lengths import lengths_to_mask, subsampled_lengths
+from w2vbert.ops.lengths import lengths_to_mask, subsampled_lengths, zero_padding
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,20 @@ class FeatureEncoder(nn.Module):
         Returns:
             (B, T/4, C) and lengths int64 (B,), rounded up; padded frames are zero.
         """
-        x = features[:, None] * self._keep(lengths, features)  # (B, 1, T, F)
+        x = self._zero_padding(features[:, None], lengths)  # (B, 1, T, F)
         x = F.relu(self.conv1(x))  # (B, C1, T/2, F/2)
-        x = x * self._keep((lengths + 1) // 2, x)
+        x = self._zero_padding(x, (lengths + 1) // 2)
         x = F.relu(self.conv2(x))  # (B, C2, T/4, F/4)
         lengths = subsampled_lengths(lengths)
         x = x.permute(0, 2, 1, 3).flatten(2)  # (B, T/4, C)
         x = F.layer_norm(x.float(), (self.output_dim,))
-        return x * self._keep(lengths, x)[:, 0], lengths
+        return zero_padding(x, lengths_to_mask(lengths.to(x.device), x.shape[1])), lengths
 
     @staticmethod
-    def _keep(lengths: Tensor, x: Tensor) -> Tensor:
-        """1 on real frames, 0 on padding: (B, 1, T, 1) for x (B, ..., T, F)."""
-        mask = lengths_to_mask(lengths.to(x.device), x.shape[-2])
-        return mask.to(x.dtype)[:, None, :, None]
+    def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
+        """Zeros the padded frames of (B, C, T, F)."""
+        mask = lengths_to_mask(lengths.to(x.device), x.shape[2])  # (B, T)
+        return x.masked_fill(~mask[:, None, :, None], 0.0)
 
 
 def is_too_short(lengths: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ class W2vBertConfig:
         quantizer: targets.
         mask_start_prob: probability that a frame starts a masked span (0.065: paper).
         mask_span_frames: encoder frames (40 ms) in a span (10: paper).
-        num_distractors: K (100: wav2vec 2.0). Where an utterance has at most K other masked frames all of them serve.
+        num_distractors: K (100: wav2vec 2.0). Where no utterance of a batch has more than K other masked frames, all of
+            them serve.
         contrastive_temperature: kappa (0.1: wav2vec 2.0).
         contrastive_weight: beta, of L_c = L_w + diversity_weight L_d (1: paper).
         diversity_weight: alpha (0.1: paper).

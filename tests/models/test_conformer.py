@@ -1,0 +1,139 @@
+"""Conformer blocks: padding, positions, statistics."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.models.tiny import BLOCK, ROTARY, noise, unsettle
+from w2vbert.models.attention import SelfAttention, rotate
+from w2vbert.models.conformer import ConformerBlock, ConformerConfig, ConvolutionModule, MaskedBatchNorm
+from w2vbert.ops.lengths import lengths_to_mask
+
+LENGTHS = torch.tensor([30, 17, 4, 1])
+MASK = lengths_to_mask(LENGTHS, 30)
+
+
+def block(config: ConformerConfig) -> ConformerBlock:
+    torch.manual_seed(0)
+    module = ConformerBlock(config)
+    unsettle(module)
+    return module
+
+
+@pytest.mark.parametrize("config", [BLOCK, ROTARY], ids=["none", "rotary"])
+def test_padding_changes_no_real_frame(config: ConformerConfig) -> None:
+    module = block(config).eval()
+    x = noise(4, 30, config.dim)
+    together = module(x, MASK)
+    assert together.isfinite().all()
+    for row, n in enumerate(LENGTHS.tolist()):
+        alone = module(x[row : row + 1, :n], None)
+        torch.testing.assert_close(together[row, :n], alone[0], atol=1e-5, rtol=0)
+
+
+def test_what_padding_holds_changes_neither_outputs_nor_statistics_nor_gradients_in_training() -> None:
+    results = []
+    for scale in (1.0, 50.0):
+        module = block(BLOCK).train()
+        x = torch.where(MASK[..., None], noise(4, 30, 16), scale * noise(4, 30, 16, seed=1))
+        y = module(x, MASK)
+        (y[MASK] * noise(int(MASK.sum()), 16, seed=2)).sum().backward()
+        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        norm = module.convolution.norm
+        results.append([y[MASK].detach(), norm.running_mean, norm.running_var, *grads])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_more_padding_changes_nothing_in_training() -> None:
+    x = noise(4, 30, 16)
+    wide = nn.functional.pad(x, (0, 0, 0, 25))
+    narrow_block, wide_block = block(BLOCK).train(), block(BLOCK).train()
+    narrow = narrow_block(x, MASK)
+    padded = wide_block(wide, lengths_to_mask(LENGTHS, 55))[:, :30]
+    torch.testing.assert_close(padded[MASK], narrow[MASK], atol=1e-5, rtol=0)
+    for a, b in zip(narrow_block.buffers(), wide_block.buffers(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
+
+
+def test_batch_norm_is_torchs_on_the_joined_real_frames() -> None:
+    ours, theirs = MaskedBatchNorm(16), nn.BatchNorm1d(16)
+    unsettle(ours)
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    x = noise(4, 30, 16) * 3 + 1
+    outputs = []
+    for _ in range(2):
+        outputs = [ours(x.masked_fill(~MASK[..., None], 0.0), MASK)[MASK], theirs(x[MASK])]
+        torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, atol=1e-6, rtol=0)
+    biased = (int(MASK.sum()) - 1) / int(MASK.sum())  # torch keeps the unbiased variance
+    assert theirs.running_var is not None
+    ratio = ours.running_var / theirs.running_var
+    assert biased - 1e-5 < ratio.min() and ratio.max() < 1 + 1e-5
+    ours.eval()
+    theirs.eval()
+    theirs.load_state_dict(ours.state_dict(), strict=False)
+    torch.testing.assert_close(ours(x, MASK)[MASK], theirs(x[MASK]), atol=1e-5, rtol=1e-5)
+
+
+def test_batch_norm_stays_finite_on_a_single_frame_with_its_gradient() -> None:
+    x = noise(1, 1, 16).requires_grad_()
+    y = MaskedBatchNorm(16)(x, None)
+    (grad,) = torch.autograd.grad((y * noise(1, 1, 16, seed=1)).sum(), x)
+    assert y.abs().max() < 0.1 and grad.isfinite().all()
+
+
+def test_convolution_sees_its_kernel_only() -> None:
+    torch.manual_seed(0)
+    module = ConvolutionModule(BLOCK).eval()
+    x = noise(1, 20, 16).requires_grad_()
+    (grad,) = torch.autograd.grad((module(x, None)[0, 10] * noise(16)).sum(), x)
+    assert grad[0].abs().sum(-1).nonzero().squeeze(1).tolist() == [8, 9, 10, 11, 12]
+
+
+def test_attention_without_positions_does_not_know_the_order() -> None:
+    torch.manual_seed(0)
+    module = SelfAttention(16, 2, rotary=False, dropout=0.0)
+    x, order = noise(1, 12, 16), torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(module(x[:, order], None), module(x, None)[:, order], atol=1e-5, rtol=0)
+
+
+def test_rotary_scores_depend_on_relative_position_only() -> None:
+    q, k = noise(8), noise(8, seed=1)
+    queries = rotate(q.expand(1, 1, 40, 8))[0, 0]
+    keys = rotate(k.expand(1, 1, 40, 8))[0, 0]
+    scores = queries @ keys.T  # (40, 40)
+    for offset in (-20, -3, 0, 1, 15):
+        diagonal = scores.diagonal(offset)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=0)
+    assert (scores[0] - scores[0, 0]).abs().max() > 0.1
+    torch.testing.assert_close(queries.norm(dim=-1), q.norm().expand(40), atol=1e-5, rtol=0)
+
+
+def test_rotary_attention_knows_the_order_but_not_the_place() -> None:
+    torch.manual_seed(0)
+    module = SelfAttention(16, 2, rotary=True, dropout=0.0)
+    x = noise(1, 12, 16)
+    assert (module(x.flip(1), None).flip(1) - module(x, None)).abs().max() > 1e-3
+    shifted = nn.functional.pad(x, (0, 0, 9, 0))  # nine frames of left padding, not attended to
+    mask = torch.arange(21)[None] >= 9
+    torch.testing.assert_close(module(shifted, mask)[:, 9:], module(x, None), atol=1e-5, rtol=0)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    module = block(replace(BLOCK, dropout_prob=0.5))
+    x = noise(1, 10, 16)
+    module.train()
+    assert not torch.equal(module(x, None), module(x, None))
+    module.eval()
+    assert torch.equal(module(x, None), module(x, None))
+
+
+@pytest.mark.parametrize(
+    "values", [{"heads": 3}, {"kernel": 4}, {"dropout_prob": 1.0}, {"heads": 1024, "positions": "rotary"}]
+)
+def test_contradictions_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="heads|kernel|dropout|rotary"):
+        ConformerConfig(**values)  # type: ignore[arg-type]
