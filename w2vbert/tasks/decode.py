@@ -22,7 +22,7 @@ from w2vbert.errors import UserError
 from w2vbert.log import logger, progress
 from w2vbert.models.transducer import Transducer
 from w2vbert.stages import Step, atomic_file, run_step, write_json
-from w2vbert.tasks.recognize import Recognition, load_transducer, recognize
+from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
 from w2vbert.training.checkpoint import read_model_card
 
 READ_AHEAD_SECONDS = 1200.0
@@ -36,12 +36,16 @@ class DecodeConfig:
     Attributes:
         search: greedy or beam, and the weights of the language model.
         batch_seconds: most audio in a batch, padding counted.
-        max_seconds: longer recordings are cut at quiet places (files) or left out (splits).
+        max_seconds: longer recordings are cut at quiet places (files) or left out (splits); at least 1.
     """
 
     search: SearchConfig = field(default_factory=SearchConfig)
     batch_seconds: float = 120.0
     max_seconds: float = 32.0
+
+    def __post_init__(self) -> None:
+        if self.batch_seconds <= 0.0 or self.max_seconds < 1.0:
+            raise ValueError("batch_seconds must be above 0 and max_seconds at least 1")
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,11 @@ def decode_splits(
     def work(folder: Path) -> None:
         transducer, tokenizer = load_transducer(model)
         scorers = make_scorers(lm, config.search, tokenizer)
+        datasets = {split: _load_split(data, split, config.max_seconds) for split in splits}
+        check_features(model, data)
         save_config(config, folder / "config.yaml")
         results: dict[str, Any] = {}
-        for split in splits:
-            dataset = SpeechDataset([data / f"cuts_{split}.jsonl.gz"], config.max_seconds)
+        for split, dataset in datasets.items():
             batches = progress(list(in_order(dataset, config.batch_seconds)), desc=f"decode {split}", unit="batches")
             found = [r for batch in recognize(transducer, tokenizer, batches, config.search, scorers) for r in batch]
             results[split] = _score_split(folder, split, dataset, found, config)
@@ -106,6 +111,13 @@ def decode_splits(
         write_json(folder / "wer.json", summary)
 
     run_step(step, work, force)
+
+
+def _load_split(data: Path, split: str, max_seconds: float) -> SpeechDataset:
+    dataset = SpeechDataset([data / f"cuts_{split}.jsonl.gz"], max_seconds)
+    if not any(dataset.texts):
+        raise UserError(f"the {split} split of {data} has no transcripts to score against")
+    return dataset
 
 
 def _score_split(
@@ -147,6 +159,8 @@ def decode_files(
         UserError: model, language model or config are not fit for it, an input is missing, or no file could be used.
     """
     config = load_config(DecodeConfig, config_path, overrides)
+    if output is not None and output.is_dir():
+        raise UserError(f"{output} is a folder, but a file of JSON lines is to be written there")
     transducer, tokenizer = load_transducer(model)
     features = load_config(FeatureConfig, model / FEATURES_FILE)
     scorers = make_scorers(lm, config.search, tokenizer)
@@ -161,54 +175,72 @@ def decode_files(
                 continue
             text = " ".join(r.text for r in results if r.text)
             print(f"{name}\t{text}", flush=True)
-            lines.append({"id": name, "text": text, "confidence": round(min(r.confidence for r in results), 4)})
+            confidence = min((r.confidence for r in results if r.text), default=0.0)
+            lines.append({"id": name, "text": text, "confidence": round(confidence, 4)})
     failures = sum(line["text"] is None for line in lines)
-    if output is not None:
-        _write_jsonl(output, lines)
     if failures == len(sources):
         raise UserError(f"none of {failures} recordings could be decoded")
+    if output is not None:
+        _write_jsonl(output, lines)
     if failures:
         logger.warning(f"{failures} of {len(sources)} recordings could not be decoded")
 
 
 def _find_sources(inputs: Sequence[Path]) -> Iterator[tuple[str, Any]]:
     """(name, file or cut) of every recording."""
-    from lhotse import CutSet
-
     for path in inputs:
         if path.name.endswith((".jsonl.gz", ".jsonl")):
-            if not path.is_file():
-                raise UserError(f"{path} does not exist")
-            for cut in CutSet.from_jsonl_lazy(path):
-                yield cut.id, cut
+            yield from ((cut.id, cut) for cut in _read_manifest(path))
         else:
-            for file in find_audio([path]):
-                yield str(file), file
+            yield from ((str(file), file) for file in find_audio([path]))
+
+
+def _read_manifest(path: Path) -> list[Any]:
+    from lhotse import CutSet
+    from lhotse.cut import Cut
+
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        cuts = list(CutSet.from_jsonl_lazy(path))
+    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is no manifest of cuts, or a damaged one") from error
+    if not cuts or not all(isinstance(cut, Cut) and cut.has_recording for cut in cuts):
+        raise UserError(f"{path} is no manifest of cuts with recordings")
+    return cuts
 
 
 def _read_pieces(sources: Iterable[tuple[str, Any]], features: FeatureConfig, max_seconds: float) -> Iterator[Piece]:
     rate_hz = features.sampling_rate_hz
+    shortest = round(MIN_FRAMES * features.frame_shift_seconds * rate_hz)
     for index, (name, source) in enumerate(sources):
         try:
-            recording = _read(source, rate_hz)
-            for samples in cut_at_quiet(recording, rate_hz, max_seconds):
-                if len(samples) < MIN_FRAMES * features.frame_shift_seconds * rate_hz:
-                    raise UserError(f"{name} is shorter than 0.1 s")
-                yield Piece(index, normalize(features_of_waveform(samples, features)))
+            recording = read_audio(source, rate_hz) if isinstance(source, Path) else _read_cut(source, rate_hz)
+            if len(recording) < shortest:
+                raise UserError(f"{name} is shorter than {shortest / rate_hz:g} s")
         except UserError as error:
             logger.warning(f"skipped: {error}")
             yield Piece(index, None)
+            continue
+        for samples in cut_at_quiet(recording, rate_hz, max_seconds):
+            if len(samples) >= shortest:  # what a cut leaves at the end may be shorter, and holds no word
+                yield Piece(index, normalize(features_of_waveform(samples, features)))
 
 
-def _read(source: Any, rate_hz: int) -> Tensor:
+def _read_cut(cut: Any, rate_hz: int) -> Tensor:
+    """Samples (N,) of a cut at `rate_hz`, the mean of its channels."""
     import torch
+    from lhotse.audio.backend import LibsndfileBackend, audio_backend
+    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 
-    if isinstance(source, Path):
-        return read_audio(source, rate_hz)
     try:
-        return torch.from_numpy(source.resample(rate_hz).load_audio()).mean(0)  # (N,)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{source.id} cannot be read: {error}") from error
+        with audio_backend(LibsndfileBackend()):  # ffmpeg, where it is installed, returns wrong samples without a word
+            samples = torch.from_numpy(cut.resample(rate_hz).load_audio()).mean(0)  # (N,)
+    except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{cut.id} cannot be read: {' '.join(str(error).split())}") from error
+    if not bool(samples.isfinite().all()):
+        raise UserError(f"{cut.id} holds samples that are not finite")
+    return samples
 
 
 def _stretches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

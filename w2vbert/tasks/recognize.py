@@ -8,6 +8,7 @@ import torch
 
 from w2vbert.config import load_config
 from w2vbert.data.batches import SpeechBatch
+from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.hypothesis import Hypothesis
 from w2vbert.decoding.scorers import Scorer
@@ -52,6 +53,16 @@ def load_transducer(folder: Path) -> tuple[Transducer, Tokenizer]:
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}")
     return model.to(choose_device()).eval(), tokenizer
+
+
+def check_features(model: Path, data: Path) -> None:
+    """Refuses a data set whose features are not made like those that the model was trained on.
+
+    Raises:
+        UserError: they differ, or one of the folders does not tell.
+    """
+    if load_config(FeatureConfig, model / FEATURES_FILE) != load_config(FeatureConfig, data / FEATURES_FILE):
+        raise UserError(f"{data / FEATURES_FILE} and {model / FEATURES_FILE} differ: the model needs other features")
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from w2vbert.errors import UserError
 from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step, write_json
 from w2vbert.tasks.decode import make_scorers
-from w2vbert.tasks.recognize import Recognition, load_transducer, recognize
+from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
 from w2vbert.training.checkpoint import read_model_card
 
 
@@ -66,6 +66,7 @@ def pseudo_label(
         transducer, tokenizer = load_transducer(model)
         scorers = make_scorers(lm, config.search, tokenizer)
         dataset = SpeechDataset([data / "cuts_unlabelled.jsonl.gz"], config.max_seconds)
+        check_features(model, data)
         batches = progress(list(in_order(dataset, config.batch_seconds)), desc="pseudo-label", unit="batches")
         found = [r for batch in recognize(transducer, tokenizer, batches, config.search, scorers) for r in batch]
         kept, report = filter_labels(found, dataset, config)
@@ -111,11 +112,12 @@ def filter_labels(
 
 
 def _write_cuts(target: Path, source: Path, labels: dict[str, Recognition]) -> None:
-    from lhotse import CutSet
+    from lhotse import CutSet, SupervisionSegment
 
     labelled = []
     for cut in CutSet.from_jsonl_lazy(source):
         if cut.id in labels:
-            supervision = replace(cut.supervisions[0], text=labels[cut.id].text)
+            bare = SupervisionSegment(cut.id, cut.recording_id, start=0.0, duration=cut.duration)
+            supervision = replace(cut.supervisions[0] if cut.supervisions else bare, text=labels[cut.id].text)
             labelled.append(replace(cut, supervisions=[supervision]))
     CutSet.from_cuts(labelled).to_file(target)
