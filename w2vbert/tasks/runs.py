@@ -2,10 +2,12 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -45,11 +47,18 @@ def finish_run(step: Step, kind: str, result: TrainResult, history: Mapping[str,
     logger.info(f"{step.out}: {kind} model, {result.audio_hours:.1f} h of audio in {result.minutes:.1f} min")
 
 
+def _find_commit() -> str | None:
+    """Commit of the code that runs; None where it is not in a git repository, or git is not installed."""
+    if shutil.which("git") is None:
+        return None
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
 def _describe_machine() -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
         "command": sys.argv,
-        "commit": commit or None,
+        "commit": _find_commit(),
         "w2vbert": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
