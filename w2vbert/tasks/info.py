@@ -26,7 +26,10 @@ def _describe_folder(folder: Path) -> dict[str, Any]:
     if not (folder / STAMP).is_file():
         raise UserError(f"{folder} was not made by w2vbert, or the step that makes it has not finished")
     stamp = read_json(folder / STAMP)
-    description = {key: stamp[key] for key in ("step", "finished", "inputs", "config")}
+    keys = ("step", "finished", "inputs", "config")
+    if not isinstance(stamp, dict) or not stamp.keys() >= set(keys):
+        raise UserError(f"{folder / STAMP} was not written by w2vbert")
+    description = {key: stamp[key] for key in keys}
     if (folder / "model.json").is_file():
         description |= read_json(folder / "model.json")
         description["parameters"] = _count_stored(folder / "model.safetensors")
@@ -36,11 +39,14 @@ def _describe_folder(folder: Path) -> dict[str, Any]:
 def _count_stored(weights: Path) -> int:
     import math
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(weights, framework="pt") as file:
-        names = [name for name in file.keys() if "running_" not in name]  # noqa: SIM118
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    try:
+        with safe_open(weights, framework="pt") as file:
+            names = [name for name in file.keys() if "running_" not in name]  # noqa: SIM118
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    except SafetensorError as error:
+        raise UserError(f"{weights} is damaged or no safetensors file ({error})") from error
 
 
 def _describe_config(config_path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
