@@ -18,13 +18,16 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
         rows: (name, folder of `w2vbert decode --data ... --out`), in order.
 
     Raises:
-        UserError: a folder holds no results, or the rows score different sets.
+        UserError: there is no row, a folder holds no results, or the rows score different sets.
     """
+    if not rows:
+        raise UserError("a table needs a --row NAME=DIR")
     results = [(name, _read_result(folder)) for name, folder in rows]
     splits = list(results[0][1]["splits"])
+    sizes = _sizes(results[0][1])
     for name, result in results:
-        if list(result["splits"]) != splits:
-            raise UserError(f"row {name!r} scores {', '.join(result['splits'])}, the first row {', '.join(splits)}")
+        if _sizes(result) != sizes:
+            raise UserError(f"row {name!r} scores {_name_sets(_sizes(result))}, the first row {_name_sets(sizes)}")
     text = "\n".join([*_table(results, splits), "", *_notes(results, splits)]) + "\n"
     with atomic_file(out) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -34,8 +37,19 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
 def _read_result(folder: Path) -> dict[str, Any]:
     if not (folder / "wer.json").is_file():
         raise UserError(f"{folder} holds no wer.json: give a folder that `w2vbert decode --data ... --out` wrote")
-    result: dict[str, Any] = read_json(folder / "wer.json")
+    result = read_json(folder / "wer.json")
+    if not isinstance(result, dict) or not result.keys() >= {"splits", "history"}:
+        raise UserError(f"{folder / 'wer.json'} was not written by `w2vbert decode`")
     return result
+
+
+def _sizes(result: dict[str, Any]) -> dict[str, int]:
+    """Words of the references of each split."""
+    return {split: score["words"] for split, score in result["splits"].items()}
+
+
+def _name_sets(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{split} ({words} words)" for split, words in sizes.items())
 
 
 def _table(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str]) -> list[str]:

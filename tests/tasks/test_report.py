@@ -1,0 +1,74 @@
+"""The table."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tasks.conftest import run
+from w2vbert.errors import UserError
+from w2vbert.stages import write_json
+from w2vbert.tasks.report import write_report
+
+
+def write_result(folder: Path, wer: dict[str, float], history: dict[str, Any], words: int = 200) -> Path:
+    splits = {
+        split: {
+            "wer": rate,
+            "interval": [rate - 1.5, rate + 2.5],
+            "resampled": "speakers",
+            "insertions": 1,
+            "deletions": 2,
+            "substitutions": 3,
+            "words": words,
+        }
+        for split, rate in wer.items()
+    }
+    write_json(folder / "wer.json", {"splits": splits, "history": history})
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[str]:
+    """Two rows as options."""
+    scratch = {"scratch": {"audio_hours": 2.0, "minutes": 3.25}}
+    tuned = {"pre": {"audio_hours": 10.0, "minutes": 4.0}, "tuned": {"audio_hours": 2.06, "minutes": 3.0}}
+    a = write_result(tmp_path / "a", {"dev": 12.3456, "test": 20.0}, scratch)
+    b = write_result(tmp_path / "b", {"test": 10.04, "dev": 5.06}, tuned)
+    return ["--row", f"from scratch={a}", "--row", f"pre-trained + LM={b}"]
+
+
+def test_the_table(rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("report", tmp_path / "new" / "RESULTS.md", *rows)
+    text = (tmp_path / "new" / "RESULTS.md").read_text()
+    assert capsys.readouterr().out == text
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert table[0] == ["", "WER dev (%)", "WER test (%)", "hours of audio seen", "minutes"]
+    counts = "(1 ins, 2 del, 3 sub / 200)"
+    assert table[2:] == [
+        ["from scratch", f"**12.3** [10.8, 14.8] {counts}", f"**20.0** [18.5, 22.5] {counts}", "2.0", "3.2"],
+        ["pre-trained + LM", f"**5.1** [3.6, 7.6] {counts}", f"**10.0** [8.5, 12.5] {counts}", "12.1", "7.0"],
+    ]
+    assert "bootstrap interval (by speakers)" in text
+    run("report", tmp_path / "new" / "RESULTS.md", *rows[:2])
+    assert "pre-trained + LM" not in (tmp_path / "new" / "RESULTS.md").read_text()
+
+
+def test_rows_that_cannot_be_compared_are_refused(rows: list[str], tmp_path: Path, fails: Callable[..., str]) -> None:
+    for folder, message in (
+        (write_result(tmp_path / "c", {"dev": 1.0}, {}), "row 'c' scores dev (200 words), the first row dev (200"),
+        (write_result(tmp_path / "d", {"dev": 1.0, "test": 1.0}, {}, 199), "row 'c' scores dev (199 words), test (199"),
+        (tmp_path / "nowhere", "holds no wer.json"),
+        (tmp_path, "holds no wer.json"),
+    ):
+        assert message in fails("report", tmp_path / "R.md", *rows, "--row", f"c={folder}")
+    write_json(tmp_path / "c" / "wer.json", ["foreign"])
+    assert "was not written by" in fails("report", tmp_path / "R.md", *rows, "--row", f"c={tmp_path / 'c'}")
+    (tmp_path / "c" / "wer.json").write_text("{")
+    assert "is damaged" in fails("report", tmp_path / "R.md", *rows, "--row", f"c={tmp_path / 'c'}")
+    assert "missing option '--row'" in fails("report", tmp_path / "R.md")
+    with pytest.raises(UserError, match="needs a --row"):
+        write_report(tmp_path / "R.md", [])
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d"]
