@@ -6,7 +6,9 @@ best model so far, `model.safetensors`. The card `model.json`, written at the en
 
 import re
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,16 @@ from w2vbert.log import logger
 from w2vbert.stages import atomic_dir, atomic_file, read_json, write_json
 
 FORMAT = 1
+STATE_FILE = "state.pt"
+CARD_FILE = "checkpoint.json"
 
 
 def save_checkpoint(
     run: Path, step: int, weights: Mapping[str, nn.Module], state: Mapping[str, Any], keep_last: int
 ) -> Path:
-    """Writes `run/checkpoints/step-N` aside, renames it, and removes all but the `keep_last` newest.
+    """Writes `run/checkpoints/step-N` aside, renames it, and removes all but the `keep_last` newest up to it.
+
+    Checkpoints of later steps go too: the run has not got there, or it could not use them.
 
     Args:
         run: the run's folder.
@@ -33,42 +39,98 @@ def save_checkpoint(
         weights: modules by name; each becomes NAME.safetensors.
         state: everything else that changes in training: tensors, numbers, strings, lists, dicts.
         keep_last: how many checkpoints stay.
+
+    Raises:
+        UserError: it cannot be written, for example to a full disk; the checkpoints before it stay.
     """
     target = run / "checkpoints" / f"step-{step:08d}"
-    with atomic_dir(target) as folder:
+    with _writing_to(run), atomic_dir(target) as folder:
         for name, module in weights.items():
-            save_weights(module, folder / f"{name}.safetensors")
-        torch.save(dict(state), folder / "state.pt")
-        write_json(folder / "checkpoint.json", {"format": FORMAT, "step": step})
-    for old in list_checkpoints(run)[:-keep_last]:
-        shutil.rmtree(old)
+            _write_weights(module, folder / f"{name}.safetensors")
+        torch.save(dict(state), folder / STATE_FILE)
+        checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+        write_json(folder / CARD_FILE, {"format": FORMAT, "step": step, "crc32": checksums})
+    kept = [folder for folder in list_checkpoints(run) if folder.name <= target.name][-keep_last:]
+    for folder in target.parent.glob("step-*"):
+        if folder not in kept:
+            shutil.rmtree(folder)
     return target
 
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first."""
     folders = (run / "checkpoints").glob("step-*")
-    return sorted(f for f in folders if re.fullmatch(r"step-\d{8}", f.name) and (f / "checkpoint.json").is_file())
+    return sorted(f for f in folders if re.fullmatch(r"step-\d{8}", f.name) and (f / CARD_FILE).is_file())
 
 
 def load_newest(run: Path, weights: Mapping[str, nn.Module]) -> dict[str, Any] | None:
-    """Loads the newest checkpoint that can be read into `weights` and returns its state; None when there is none.
+    """Loads the newest undamaged checkpoint into `weights` and returns its state; None when there is none.
 
     A damaged one is named and the one before it used.
+
+    Raises:
+        UserError: the checkpoint is whole, but belongs to another model.
     """
-    for folder in reversed(list_checkpoints(run)):
-        try:
-            state = torch.load(folder / "state.pt", weights_only=True, map_location="cpu")
-            for name, module in weights.items():
-                load_weights(module, folder / f"{name}.safetensors")
-            return dict(state)
-        except (UserError, OSError, RuntimeError, EOFError) as error:
-            logger.warning(f"checkpoint {folder} cannot be used ({error}); trying the one before it")
+    folders = list_checkpoints(run)
+    for folder in reversed(folders):
+        damage = find_damage(folder)
+        if damage is not None:
+            logger.warning(f"checkpoint {folder} cannot be used ({damage}); trying the one before it")
+            continue
+        for name, module in weights.items():
+            load_weights(module, folder / f"{name}.safetensors")
+        return dict(torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu"))
+    if folders:
+        logger.warning(f"{run}: no checkpoint can be used; training begins again")
     return None
 
 
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, by the checksums that were noted when they were written."""
+    try:
+        card = read_json(checkpoint / CARD_FILE)
+        if not isinstance(card, dict) or not isinstance(card.get("crc32"), dict):
+            return f"{CARD_FILE} is damaged"
+        for name, checksum in card["crc32"].items():
+            if _checksum(checkpoint / name) != checksum:
+                return f"{name} is damaged"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, UserError) as error:
+        return str(error)
+    return None
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Says in one way what a full disk makes torch, safetensors and Python say in three."""
+    try:
+        yield
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        free = shutil.disk_usage(folder).free / 2**20
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot write a checkpoint to {folder}, where {free:.1f} MiB are free ({reason})") from error
+
+
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Parameters and buffers as safetensors, written aside and renamed."""
+    """Parameters and buffers as safetensors, written aside and renamed.
+
+    Raises:
+        UserError: they cannot be written, for example to a full disk; an older file stays.
+    """
+    with _writing_to(path.parent):
+        _write_weights(module, path)
+
+
+def _write_weights(module: nn.Module, path: Path) -> None:
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
     with atomic_file(path) as aside:
         safetensors.torch.save_file(tensors, aside)

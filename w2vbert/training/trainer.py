@@ -51,6 +51,8 @@ class TrainConfig:
         intervals = (self.log_every_steps, self.validate_every_steps, self.save_every_steps, self.keep_last)
         if min(self.max_steps, self.accumulate, *intervals) < 1:
             raise ValueError("max_steps, accumulate, keep_last and the intervals must be at least 1")
+        if self.clip_norm <= 0.0:
+            raise ValueError(f"clip_norm must be positive, not {self.clip_norm}")
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"average_decay must lie in [0, 1), not {self.average_decay}")
 
@@ -97,6 +99,7 @@ class Trainer:
         self.panels = panels
         self.device = choose_device()
         self.dtype = choose_precision(config.precision, self.device)
+        task.model.to(self.device)
         self.groups = task.param_groups()
         self.params = [p for group in self.groups for module in group.modules for p in module.parameters()]
         self.optimizer = make_optimizer(self.groups)
@@ -137,6 +140,7 @@ class Trainer:
         """One update from `accumulate` batches. Returns what a log line says of it, still as tensors."""
         self.task.model.train()
         rates = set_learning_rates(self.optimizer, self.groups, self.step, self.config.max_steps)
+        buffers = [buffer.clone() for buffer in self.task.model.buffers()]
         count = torch.zeros((), device=self.device)
         ids: list[str] = []
         for _ in range(self.config.accumulate):
@@ -156,19 +160,22 @@ class Trainer:
             if self.average is not None:
                 self.average.update(self.task.model)
         else:
-            self._skip(ids)
+            for buffer, before in zip(self.task.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # BatchNorm has seen what is not finite
+            self._skip(ids, count)
         self.optimizer.zero_grad(set_to_none=True)
         return {"gradient_norm": norm, **{f"lr_{name}": rate for name, rate in rates.items()}}
 
-    def _skip(self, ids: list[str]) -> None:
-        """Counts an update that was left out because a gradient was not finite."""
+    def _skip(self, ids: list[str], count: Tensor) -> None:
+        """Counts an update that was left out because a gradient was not finite, or nothing was there to learn from."""
         self.bad_steps += 1
         self.skipped_steps += 1
-        logger.warning(f"step {self.step}: gradient is not finite; update skipped; utterances {', '.join(ids[:5])} ...")
+        reason = "gradient is not finite" if bool(count) else "there is nothing to learn from"
+        logger.warning(f"step {self.step}: {reason}; update skipped; utterances {', '.join(ids[:5])} ...")
         if self.bad_steps >= self.config.max_bad_steps:
             raise UserError(
-                f"{self.run}: {self.bad_steps} updates in a row had gradients that are not finite; last utterances "
-                f"{', '.join(ids)}: lower the learning rate or look at these recordings"
+                f"{self.run}: {self.bad_steps} updates in a row were skipped, the last because {reason}: "
+                f"lower the learning rate, or look at its utterances {', '.join(ids)}"
             )
 
     def _log(self, writer: MetricsWriter, bar: Any, extra: dict[str, Any]) -> None:
@@ -190,7 +197,8 @@ class Trainer:
         if not self.best or metrics[key] <= self.best[key]:
             save_weights(model, self.run / "model.safetensors")
             self.best = {"step": self.step, **metrics}
-        draw_curves(self.run, self.panels, self.run / "curves.png")
+        if self.panels:
+            draw_curves(self.run, self.panels, self.run / "curves.png")
 
     def _weights(self) -> dict[str, torch.nn.Module]:
         weights = {"model": self.task.model}
@@ -201,12 +209,14 @@ class Trainer:
             "step": self.step,
             "audio_seconds": self.audio_seconds,
             "train_seconds": self.train_seconds,
+            "bad_steps": self.bad_steps,
             "skipped_steps": self.skipped_steps,
             "average_updates": 0 if self.average is None else self.average.updates,
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
+            "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "sums": self.sums,
             "best": self.best,
         }
@@ -220,6 +230,7 @@ class Trainer:
         self.step = state["step"]
         self.audio_seconds = state["audio_seconds"]
         self.train_seconds = state["train_seconds"]
+        self.bad_steps = state["bad_steps"]
         self.skipped_steps = state["skipped_steps"]
         if self.average is not None:
             self.average.updates = state["average_updates"]
@@ -227,6 +238,8 @@ class Trainer:
         self.batches.load_state_dict(state["batches"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
-        self.sums = state["sums"]
+        if self.device.type == "cuda" and state["device_rng"] is not None:
+            torch.cuda.set_rng_state(state["device_rng"], self.device)
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.best = state["best"]
         logger.info(f"{self.run}: resumed at step {self.step} of {self.config.max_steps}")
