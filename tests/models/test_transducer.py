@@ -59,6 +59,19 @@ def test_losses_of_an_utterance_do_not_depend_on_its_batch(predictor: PredictorC
             torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
 
 
+def test_padding_changes_no_loss_and_no_statistic_in_training() -> None:
+    results = []
+    for extra in (0, 40):
+        module = model().train()
+        features = torch.nn.functional.pad(noise(4, 120, MELS), (0, 0, 0, extra), value=3.0)
+        loss = module(features, LENGTHS, random_tokens(4, 6), TOKEN_LENGTHS, 5)
+        (loss.simple + loss.pruned + loss.ctc).sum().backward()
+        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        results.append([loss.simple.detach(), loss.pruned.detach(), loss.ctc.detach(), *module.buffers(), *grads])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
+
+
 def test_pruned_loss_with_a_range_of_all_labels_is_the_full_loss() -> None:
     module, features, tokens = model(), noise(4, 120, MELS), random_tokens(4, 6)
     encoded, frames = module.encode(features, LENGTHS)
