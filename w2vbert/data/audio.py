@@ -36,7 +36,8 @@ def read_audio(path: Path, rate_hz: int) -> Tensor:
     """Samples (N,) float32 of a file at `rate_hz`, the mean of its channels.
 
     Raises:
-        UserError: the file cannot be decoded, ends before its header says, is empty, or holds NaN.
+        UserError: the file cannot be decoded, ends before its header says (FLAC; a WAV is read as far as it goes), is
+            empty, or holds NaN.
     """
     import soundfile
     import torchaudio
@@ -57,9 +58,15 @@ def read_audio(path: Path, rate_hz: int) -> Tensor:
 
 
 def cut_at_quiet(samples: Tensor, rate_hz: int, max_seconds: float) -> Iterator[Tensor]:
-    """Pieces of at most `max_seconds`, each ended at the quietest place of its last third. (N,) -> pieces (n,)."""
+    """Pieces of at most `max_seconds`, each ended at the quietest place of its last third. (N,) -> pieces (n,).
+
+    Raises:
+        UserError: the last third of `max_seconds` is too short to look for a quiet place.
+    """
     longest = int(max_seconds * rate_hz)
     window = int(QUIET_SECONDS * rate_hz)
+    if longest - 2 * longest // 3 < window:
+        raise UserError(f"audio can be cut into pieces of {3 * QUIET_SECONDS:.1f} s and more, not of {max_seconds:g} s")
     while len(samples) > longest:
         tail = samples[2 * longest // 3 : longest]
         energy = torch.nn.functional.avg_pool1d(tail.square()[None], window, stride=window // 2)[0]
