@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,17 +39,9 @@ class SpeechDataset:
         Raises:
             UserError: a manifest is missing, has no features, or nothing is left.
         """
-        from lhotse import CutSet
-
-        self._cuts = []
-        dropped = 0
-        for manifest in manifests:
-            check_manifest(manifest)
-            for cut in CutSet.from_jsonl_lazy(manifest):
-                if MIN_FRAMES <= cut.num_frames <= max_seconds * FRAMES_PER_SECOND:
-                    self._cuts.append(cut)
-                else:
-                    dropped += 1
+        cuts = [cut for manifest in manifests for cut in read_cuts(manifest)]
+        self._cuts = [cut for cut in cuts if MIN_FRAMES <= cut.num_frames <= max_seconds * FRAMES_PER_SECOND]
+        dropped = len(cuts) - len(self._cuts)
         names = ", ".join(str(m) for m in manifests)
         if dropped:
             logger.warning(f"{names}: left out {dropped} utterances under 0.1 s or over {max_seconds:g} s")
@@ -68,16 +62,50 @@ class SpeechDataset:
         return sum(self.frames) / FRAMES_PER_SECOND / 3600
 
     def load(self, index: int) -> Tensor:
-        """Normalised features (T, F) of one utterance."""
+        """Normalised features (T, F) of one utterance.
+
+        Raises:
+            UserError: its stored features are missing or damaged.
+        """
         if index not in self._cache:
-            stored = torch.from_numpy(self._cuts[index].load_features())
+            cut = self._cuts[index]
+            try:
+                stored = torch.from_numpy(cut.load_features())
+            except (OSError, EOFError, ValueError, RuntimeError) as error:
+                place = cut.features.storage_path
+                raise UserError(f"{cut.id}: cannot read its features from {place}: make them again") from error
             self._cache[index] = normalize(stored).to(torch.bfloat16)
         return self._cache[index].float()
 
     def batch(self, indices: Sequence[int], encode: Callable[[str], list[int]] | None = None) -> SpeechBatch:
         """The utterances at `indices` as a batch, with tokens where `encode` turns text into them."""
-        tokens = None if encode is None else [encode(self.texts[i]) for i in indices]
-        return collate([self.ids[i] for i in indices], [self.load(i) for i in indices], tokens)
+        return self.joined([[index] for index in indices], encode)
+
+    def joined(self, groups: Sequence[Sequence[int]], encode: Callable[[str], list[int]] | None = None) -> SpeechBatch:
+        """A batch in which the utterances of a group follow one another as if they were one."""
+        ids = ["+".join(self.ids[i] for i in group) for group in groups]
+        features = [torch.cat([self.load(i) for i in group]) for group in groups]
+        texts = [" ".join(self.texts[i] for i in group) for group in groups]
+        return collate(ids, features, None if encode is None else [encode(text) for text in texts])
+
+
+def read_cuts(manifest: Path) -> list[Any]:
+    """All cuts of a manifest.
+
+    Raises:
+        UserError: the manifest is missing, damaged, or has no features.
+    """
+    from lhotse import CutSet
+
+    check_manifest(manifest)
+    try:
+        cuts = list(CutSet.from_jsonl_lazy(manifest))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{manifest} is damaged ({error})") from error
+    for cut in cuts:
+        if not cut.has_features:
+            raise UserError(f"{manifest} holds {cut.id} without features: make the features again")
+    return cuts
 
 
 def check_manifest(manifest: Path) -> None:
@@ -91,7 +119,7 @@ def check_manifest(manifest: Path) -> None:
     try:
         with gzip.open(manifest, "rt") as file:
             first = json.loads(file.readline() or "{}")
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{manifest} is no gzipped manifest of cuts ({error})") from error
     if not first:
         raise UserError(f"{manifest} is empty")
