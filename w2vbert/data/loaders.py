@@ -41,6 +41,16 @@ def group_by_seconds(order: Sequence[int], frames: Sequence[int], batch_seconds:
     return batches
 
 
+def join_utterances(count: int, most: int, seed: int, epoch: int) -> list[list[int]]:
+    """Puts each of `count` utterances into one group of 1 to `most`, at random: they will follow one another."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator)
+    sizes = torch.randint(1, most + 1, (count,), generator=generator)
+    groups = int(torch.searchsorted(sizes.cumsum(0), count)) + 1
+    ends = sizes.cumsum(0)[: groups - 1].tolist()
+    return [group.tolist() for group in order.tensor_split(ends) if len(group)]
+
+
 class BatchStream:
     """Endless training batches of a dataset; `state_dict` is its position."""
 
@@ -50,7 +60,18 @@ class BatchStream:
         batch_seconds: float,
         seed: int,
         encode: Callable[[str], list[int]] | None = None,
+        join: int = 1,
     ) -> None:
+        """Begins at the first batch of the first epoch.
+
+        Args:
+            dataset: utterances.
+            batch_seconds: most audio in a batch, padding counted.
+            seed: decides the order.
+            encode: text to tokens; None for batches without.
+            join: up to so many utterances, drawn anew in each epoch, follow one another as if they were one.
+        """
+        self.join = join
         self.dataset = dataset
         self.batch_seconds = batch_seconds
         self.seed = seed
@@ -59,17 +80,20 @@ class BatchStream:
         self.position = 0
         self._plan = self._plan_epoch()
 
-    def _plan_epoch(self) -> list[list[int]]:
-        return plan_epoch(self.dataset.frames, self.batch_seconds, self.seed, self.epoch)
+    def _plan_epoch(self) -> list[list[list[int]]]:
+        groups = join_utterances(len(self.dataset), self.join, self.seed, self.epoch)
+        frames = [sum(self.dataset.frames[i] for i in group) for group in groups]
+        batches = plan_epoch(frames, self.batch_seconds, self.seed, self.epoch)
+        return [[groups[i] for i in batch] for batch in batches]
 
     def next_batch(self) -> SpeechBatch:
         """The next batch; after the last of an epoch comes the first of the next."""
         if self.position == len(self._plan):
             self.epoch, self.position = self.epoch + 1, 0
             self._plan = self._plan_epoch()
-        indices = self._plan[self.position]
+        groups = self._plan[self.position]
         self.position += 1
-        return self.dataset.batch(indices, self.encode)
+        return self.dataset.joined(groups, self.encode)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and position in it."""

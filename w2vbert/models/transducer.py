@@ -55,6 +55,8 @@ class TransducerConfig:
         predictor: prediction network.
         joiner_dim: J (640: family).
         ctc: whether a CTC head stands beside the transducer; it serves training alone.
+        rnnt_type: lattice of the losses: regular (a frame may emit any number of labels), modified (a label uses up
+            its frame) or constrained (k2's names). Decoding with one symbol a frame is exact for the last two.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -63,6 +65,7 @@ class TransducerConfig:
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     joiner_dim: int = 640
     ctc: bool = False
+    rnnt_type: Literal["regular", "modified", "constrained"] = "regular"
 
     def __post_init__(self) -> None:
         if self.vocab_size < 2:
@@ -226,6 +229,7 @@ class Transducer(nn.Module):
                 lm_only_scale=0.25,
                 am_only_scale=0.0,
                 boundary=boundary,
+                rnnt_type=self.config.rnnt_type,
                 reduction="none",
                 return_grad=True,
             )
@@ -238,6 +242,7 @@ class Transducer(nn.Module):
                 ranges=ranges,
                 termination_symbol=BLANK,
                 boundary=boundary,
+                rnnt_type=self.config.rnnt_type,
                 reduction="none",
             )
         return TransducerLoss(simple, pruned, self._ctc_loss(output, tokens, token_lengths), frames)

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerCon
 from w2vbert.models.w2v_bert import EncoderConfig, W2vBert, W2vBertConfig
 from w2vbert.ops.lengths import subsampled_lengths
 from w2vbert.stages import Step, read_json
-from w2vbert.tasks.recognize import recognize
-from w2vbert.tasks.runs import finish_run, prepare_run
+from w2vbert.tasks.recognize import check_features, recognize
+from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
 from w2vbert.training.checkpoint import load_weights, read_model_card
 from w2vbert.training.metrics import Panel
 from w2vbert.training.optim import OptimConfig, ParamGroup
@@ -48,11 +48,13 @@ class TransducerLossConfig:
         warmup_steps: while the weight of the simple loss falls from 1 to 0.5 and that of the pruned one rises from
             0.1 to 1, both linearly (icefall).
         ctc_weight: of the CTC head's loss; 0: no head.
+        rnnt_type: see `TransducerConfig`.
     """
 
     prune_range: int = 5
     warmup_steps: int = 2000
     ctc_weight: float = 0.0
+    rnnt_type: Literal["regular", "modified", "constrained"] = "regular"
 
     def weights(self, step: int) -> tuple[float, float]:
         """Weights of the simple and of the pruned loss at `step`."""
@@ -73,6 +75,8 @@ class FinetuneConfig:
         encoder_optim, decoder_optim: schedules of the encoder and of everything else.
         freeze_feature_encoder: keep the pre-trained convolutions as they are (paper); not from scratch.
         spec_augment: masks on the features.
+        join_utterances: up to so many utterances, drawn anew in each epoch, are joined to one. With few labels a model
+            learns whole utterances by heart, and emits their words at the ends; joined ones make it listen.
         batch_seconds: most audio in a batch, padding counted.
         max_seconds: longer utterances are left out.
     """
@@ -87,6 +91,7 @@ class FinetuneConfig:
     decoder_optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, 1500))
     freeze_feature_encoder: bool = True
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    join_utterances: int = 1
     batch_seconds: float = 400.0
     max_seconds: float = 32.0
 
@@ -167,6 +172,7 @@ def build_transducer(config: FinetuneConfig, init: str, tokenizer: Tokenizer) ->
             predictor=config.predictor,
             joiner_dim=config.joiner_dim,
             ctc=config.loss.ctc_weight > 0.0,
+            rnnt_type=config.loss.rnnt_type,
         )
     )
     if pretrained is not None:
@@ -234,13 +240,18 @@ def finetune(
     train = SpeechDataset(manifests, config.max_seconds)
     dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds)
     check_transcripts(train, pieces)
+    if not any(dev.texts):
+        raise UserError(f"{data}/cuts_dev.jsonl.gz has no transcripts: fine-tuning chooses the best model by its WER")
     torch.manual_seed(config.train.seed)
     model = build_transducer(config, init, pieces)
+    if init != SCRATCH:
+        check_features(Path(init), data)
+    check_mel_bins(data, model.config.encoder)
     prepare_run(step, config.train, force)
     logger.info(f"fine-tuning from {init} on {train.hours:.2f} h, {len(train)} utterances")
-    batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode)
+    batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode, config.join_utterances)
     result = Trainer(FinetuneTask(config, model, pieces, dev), batches, config.train, out, PANELS).fit()
-    shutil.copytree(tokenizer, out / "tokenizer", dirs_exist_ok=True)
+    shutil.copytree(tokenizer, out / "tokenizer", ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
     shutil.copyfile(data / FEATURES_FILE, out / FEATURES_FILE)
     save_config(model.config, out / "model.yaml")
     finish_run(step, "transducer", result, _read_history(init, pseudo))

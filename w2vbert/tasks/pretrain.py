@@ -1,5 +1,6 @@
 """Pre-training with w2v-BERT's objective on unlabelled speech."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from w2vbert.config import load_config, save_config
 from w2vbert.data.batches import SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
+from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
 from w2vbert.models.quantizer import perplexity
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertLoss
 from w2vbert.stages import Step
-from w2vbert.tasks.runs import finish_run, prepare_run
+from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
 from w2vbert.training.metrics import Panel
 from w2vbert.training.optim import OptimConfig, ParamGroup
 from w2vbert.training.task import StepOutput
@@ -36,6 +38,8 @@ class PretrainConfig:
         model: w2v-BERT.
         train: the loop.
         optim: AdamW and its schedule.
+        join_utterances: up to so many utterances, drawn anew in each epoch, are joined to one: short ones have few
+            frames to draw distractors from.
         batch_seconds: most audio in a batch, padding counted (18.2 h in all: paper).
         max_seconds: longer utterances are left out (32: paper).
     """
@@ -43,6 +47,7 @@ class PretrainConfig:
     model: W2vBertConfig = field(default_factory=W2vBertConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    join_utterances: int = 1
     batch_seconds: float = 512.0
     max_seconds: float = 32.0
 
@@ -142,9 +147,11 @@ def pretrain(data: Path, out: Path, config_path: Path | None, overrides: Sequenc
     splits = [data / f"cuts_{name}.jsonl.gz" for name in TRAIN_SPLITS]
     train = SpeechDataset([path for path in splits if path.is_file()] or splits, config.max_seconds)
     dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds)
+    check_mel_bins(data, config.model.encoder)
     prepare_run(step, config.train, force)
     task = PretrainTask(config, dev)
-    batches = BatchStream(train, config.batch_seconds, config.train.seed)
+    batches = BatchStream(train, config.batch_seconds, config.train.seed, join=config.join_utterances)
     result = Trainer(task, batches, config.train, out, PANELS).fit()
+    shutil.copyfile(data / FEATURES_FILE, out / FEATURES_FILE)
     save_config(config.model, out / "model.yaml")
     finish_run(step, "w2v-bert", result)

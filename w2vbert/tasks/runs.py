@@ -14,8 +14,11 @@ from typing import Any
 import torch
 
 from w2vbert import __version__
-from w2vbert.config import save_config
+from w2vbert.config import load_config, save_config
+from w2vbert.data.features import FEATURES_FILE, FeatureConfig
+from w2vbert.errors import UserError
 from w2vbert.log import logger, setup_logging
+from w2vbert.models.w2v_bert import EncoderConfig
 from w2vbert.stages import Step, write_json
 from w2vbert.training.checkpoint import write_model_card
 from w2vbert.training.trainer import TrainConfig, TrainResult
@@ -29,6 +32,18 @@ def prepare_run(step: Step, config: TrainConfig, force: bool) -> None:
     write_json(step.out / "run.json", _describe_machine())
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     torch.manual_seed(config.seed)
+
+
+def check_mel_bins(data: Path, encoder: EncoderConfig) -> None:
+    """Refuses an encoder that is not made for the features of a data set.
+
+    Raises:
+        UserError: says how many mel bins each has.
+    """
+    stored = load_config(FeatureConfig, data / FEATURES_FILE).num_mel_bins
+    wanted = encoder.subsampling.num_mel_bins
+    if stored != wanted:
+        raise UserError(f"{data} holds features with {stored} mel bins, but the model takes {wanted} (num_mel_bins)")
 
 
 def finish_run(step: Step, kind: str, result: TrainResult, history: Mapping[str, Any] = MappingProxyType({})) -> None:

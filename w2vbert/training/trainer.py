@@ -224,6 +224,8 @@ class Trainer:
 
     def _resume(self) -> None:
         state = load_newest(self.run, self._weights())
+        if state is not None and state["best"] and not (self.run / "model.safetensors").is_file():
+            raise UserError(f"{self.run}: the best model so far, model.safetensors, is gone: start again with --force")
         if state is None:
             torch.manual_seed(self.config.seed)
             return
