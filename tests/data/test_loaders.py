@@ -1,49 +1,49 @@
 """Plans and streams of batches."""
 
 import random
-from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from w2vbert.data.batches import SpeechBatch, collate
-from w2vbert.data.loaders import BatchStream, group_by_seconds, in_order, plan_epoch
+from w2vbert.data.datasets import SpeechDataset
+from w2vbert.data.loaders import BatchStream, group_by_seconds, in_order, join_utterances, plan_epoch
 
 LIMIT_SECONDS = 40.0
 
 
-class ToyDataset:
-    """What a stream asks of a `SpeechDataset`."""
+class ToyDataset(SpeechDataset):
+    """Utterances whose features tell their index, without files; the text is the index."""
 
-    def __init__(self, count: int = 200, seed: int = 0) -> None:
-        lengths = random.Random(seed)
+    def __init__(self, count: int = 200) -> None:
+        lengths = random.Random(0)
         self.frames = [lengths.randint(10, 1600) for _ in range(count)]
-        self.texts = [str(index) for index in range(count)]
+        self.ids = self.texts = [str(index) for index in range(count)]
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.ids)
 
-    def batch(self, indices: Sequence[int], encode: Callable[[str], list[int]] | None = None) -> SpeechBatch:
-        tokens = None if encode is None else [encode(self.texts[i]) for i in indices]
-        return collate([self.texts[i] for i in indices], [torch.zeros(self.frames[i], 1) for i in indices], tokens)
-
-
-def stream(seed: int = 1, dataset: ToyDataset | None = None) -> BatchStream:
-    return BatchStream(dataset or ToyDataset(), LIMIT_SECONDS, seed)  # type: ignore[arg-type]
+    def load(self, index: int) -> torch.Tensor:
+        return torch.full((self.frames[index], 1), float(index))
 
 
-def epoch(batches: BatchStream, count: int = 200) -> list[tuple[str, ...]]:
-    """Batches until `count` utterances have come."""
-    found: list[tuple[str, ...]] = []
-    while sum(map(len, found)) < count:
-        found.append(batches.next_batch().ids)
+def stream(join: int = 1) -> BatchStream:
+    return BatchStream(ToyDataset(), LIMIT_SECONDS, 1, join=join)
+
+
+def epoch(batches: BatchStream) -> list[str]:
+    """Utterances that come until one epoch is over."""
+    found: list[str] = []
+    while len(found) < len(batches.dataset):
+        found += [id for ids in batches.next_batch().ids for id in ids.split("+")]
     return found
 
 
-def test_every_utterance_comes_exactly_once_in_each_epoch() -> None:
-    batches = stream()
-    for _ in range(3):
-        assert sorted(id for ids in epoch(batches) for id in ids) == sorted(ToyDataset().texts)
+@pytest.mark.parametrize("join", [1, 3])
+def test_every_utterance_comes_exactly_once_in_each_epoch(join: int) -> None:
+    batches = stream(join)
+    orders = [epoch(batches) for _ in range(3)]
+    assert [sorted(order) for order in orders] == [sorted(ToyDataset().ids)] * 3
+    assert orders[0] != orders[1] != orders[2]
 
 
 def test_batches_keep_their_limit_with_padding_counted() -> None:
@@ -84,14 +84,15 @@ def test_lengths_come_in_random_order() -> None:
     assert lengths != sorted(lengths) and lengths != sorted(lengths, reverse=True)
 
 
+@pytest.mark.parametrize("join", [1, 3])
 @pytest.mark.parametrize("done", [0, 1, 17, 58, 59, 60, 130])
-def test_a_saved_position_goes_on_at_the_very_next_batch(done: int) -> None:
-    first = stream()
+def test_a_saved_position_goes_on_at_the_very_next_batch(done: int, join: int) -> None:
+    first = stream(join)
     for _ in range(done):
         first.next_batch()
     state = dict(first.state_dict())
     expected = [first.next_batch().ids for _ in range(70)]
-    second = stream()
+    second = stream(join)
     for _ in range(5):  # wherever it stood before
         second.next_batch()
     second.load_state_dict(state)
@@ -100,15 +101,50 @@ def test_a_saved_position_goes_on_at_the_very_next_batch(done: int) -> None:
 
 def test_tokens_come_from_the_texts() -> None:
     dataset = ToyDataset()
-    batches = BatchStream(dataset, LIMIT_SECONDS, 1, lambda text: [int(text), 7])  # type: ignore[arg-type]
+    batches = BatchStream(dataset, LIMIT_SECONDS, 1, lambda text: [int(text), 7])
     batch = batches.next_batch()
     assert batch.tokens is not None
     assert batch.tokens.tolist() == [[int(id), 7] for id in batch.ids]
 
 
+def test_joined_utterances_follow_one_another_in_features_and_text() -> None:
+    dataset = ToyDataset()
+    batch = dataset.joined([[4, 1], [7]], lambda text: [int(word) for word in text.split()])
+    assert batch.ids == ("4+1", "7") and batch.lengths.tolist() == [
+        dataset.frames[4] + dataset.frames[1],
+        dataset.frames[7],
+    ]
+    assert torch.equal(batch.features[0, : batch.lengths[0]], torch.cat([dataset.load(4), dataset.load(1)]))
+    assert batch.tokens is not None and batch.tokens.tolist() == [[4, 1], [7, 0]]
+
+
+def test_empty_transcripts_leave_no_gap_in_joined_text() -> None:
+    dataset = ToyDataset()
+    dataset.texts = ["", "one", "", "two", ""]
+    heard: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        heard.append(text)
+        return [1]
+
+    dataset.joined([[0, 1, 2, 3, 4], [0, 2], [1]], encode)
+    assert heard == ["one two", "", "one"]
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 1), (1, 5), (7, 3), (500, 4), (500, 1)])
+def test_groups_hold_each_utterance_once_and_no_more_than_allowed(count: int, most: int) -> None:
+    groups = join_utterances(count, most, seed=1, epoch=0)
+    assert sorted(index for group in groups for index in group) == list(range(count))
+    assert {len(group) for group in groups} <= set(range(1, most + 1))
+    assert groups == join_utterances(count, most, 1, 0)
+    if count == 500:
+        assert {len(group) for group in groups} == set(range(1, most + 1))
+        assert groups != join_utterances(count, most, 1, 1) and groups != join_utterances(count, most, 2, 0)
+
+
 def test_in_order_gives_every_utterance_once_longest_first() -> None:
     dataset = ToyDataset()
-    batches = list(in_order(dataset, LIMIT_SECONDS))  # type: ignore[arg-type]
+    batches = list(in_order(dataset, LIMIT_SECONDS))
     lengths = [n for batch in batches for n in batch.lengths.tolist()]
     assert sorted(id for batch in batches for id in batch.ids) == sorted(dataset.texts)
     assert lengths == sorted(dataset.frames, reverse=True)

@@ -1,6 +1,7 @@
 """The transducer: padding, step by step against all at once, empty transcripts."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -18,12 +19,14 @@ from w2vbert.ops.rnnt_loss import rnnt_loss
 
 LENGTHS = torch.tensor([120, 77, 52, 33])
 TOKEN_LENGTHS = torch.tensor([4, 6, 0, 2])
+Lattice = Literal["regular", "modified", "constrained"]
+LATTICES = pytest.mark.parametrize("rnnt_type", ["regular", "modified", "constrained"])
 KINDS = pytest.mark.parametrize("predictor", [LSTM, STATELESS], ids=["lstm", "stateless"])
 
 
-def model(predictor: PredictorConfig = LSTM) -> Transducer:
+def model(predictor: PredictorConfig = LSTM, rnnt_type: Lattice = "regular") -> Transducer:
     torch.manual_seed(0)
-    module = Transducer(replace(TRANSDUCER, predictor=predictor))
+    module = Transducer(replace(TRANSDUCER, predictor=predictor, rnnt_type=rnnt_type))
     unsettle(module)
     return module.eval()
 
@@ -47,8 +50,9 @@ def test_encode_gives_the_same_frames_alone_or_padded() -> None:
 
 
 @KINDS
-def test_losses_of_an_utterance_do_not_depend_on_its_batch(predictor: PredictorConfig) -> None:
-    module, features, tokens = model(predictor), noise(4, 120, MELS), random_tokens(4, 6)
+@LATTICES
+def test_losses_of_an_utterance_do_not_depend_on_its_batch(predictor: PredictorConfig, rnnt_type: Lattice) -> None:
+    module, features, tokens = model(predictor, rnnt_type), noise(4, 120, MELS), random_tokens(4, 6)
     together = module(features, LENGTHS, tokens, TOKEN_LENGTHS, 5)
     for row, (n, u) in enumerate(zip(LENGTHS.tolist(), TOKEN_LENGTHS.tolist(), strict=True)):
         one = slice(row, row + 1)
@@ -72,13 +76,14 @@ def test_padding_changes_no_loss_and_no_statistic_in_training() -> None:
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
 
 
-def test_pruned_loss_with_a_range_of_all_labels_is_the_full_loss() -> None:
-    module, features, tokens = model(), noise(4, 120, MELS), random_tokens(4, 6)
+@LATTICES
+def test_pruned_loss_with_a_range_of_all_labels_is_the_full_loss(rnnt_type: Lattice) -> None:
+    module, features, tokens = model(LSTM, rnnt_type), noise(4, 120, MELS), random_tokens(4, 6)
     encoded, frames = module.encode(features, LENGTHS)
     logits = module.joiner(encoded[:, :, None], module.predictor(tokens)[:, None])
     boundary = torch.zeros(4, 4, dtype=torch.int64)
     boundary[:, 2], boundary[:, 3] = TOKEN_LENGTHS, frames
-    full = rnnt_loss(logits, tokens, BLANK, boundary, reduction="none")
+    full = rnnt_loss(logits, tokens, BLANK, boundary, rnnt_type, reduction="none")
     found = module(features, LENGTHS, tokens, TOKEN_LENGTHS, 7)
     torch.testing.assert_close(found.pruned, full, atol=1e-4, rtol=1e-5)
     assert torch.equal(found.frames, frames)
@@ -94,6 +99,16 @@ def test_empty_transcripts_have_finite_losses_and_gradients(transcripts: list[in
     assert total.isfinite()
     for name, parameter in module.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_more_labels_than_frames_have_no_way_through_a_modified_lattice() -> None:
+    module = model(LSTM, "modified").train()
+    lengths, labels = torch.tensor([80, 8]), torch.tensor([4, 4])
+    loss = module(noise(2, 80, MELS), lengths, random_tokens(2, 4), labels, 5)
+    assert loss.pruned.isinf().tolist() == loss.simple.isinf().tolist() == [False, True]
+    usable = loss.pruned.isfinite()
+    (loss.simple.masked_fill(~usable, 0.0) + loss.pruned.masked_fill(~usable, 0.0)).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
 
 
 @pytest.mark.parametrize("frames", [1, 7])

@@ -85,7 +85,7 @@ class SpeechDataset:
         """A batch in which the utterances of a group follow one another as if they were one."""
         ids = ["+".join(self.ids[i] for i in group) for group in groups]
         features = [torch.cat([self.load(i) for i in group]) for group in groups]
-        texts = [" ".join(self.texts[i] for i in group) for group in groups]
+        texts = [" ".join(self.texts[i] for i in group if self.texts[i]) for group in groups]
         return collate(ids, features, None if encode is None else [encode(text) for text in texts])
 
 
