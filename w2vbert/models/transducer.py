@@ -202,7 +202,7 @@ class Transducer(nn.Module):
         return self.encoder_linear(x)
 
     def forward(
-        self, features: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor, s_range: int
+        self, features: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor, s_range: int | None
     ) -> TransducerLoss:
         """Losses of a batch.
 
@@ -211,15 +211,24 @@ class Transducer(nn.Module):
             lengths: int64 (B,), filterbank frames, on the CPU.
             tokens: int64 (B, U), without blanks.
             token_lengths: int64 (B,), on the CPU.
-            s_range: labels that the pruned loss keeps at each frame.
+            s_range: labels that the pruned loss keeps at each frame; None for the CTC head alone, with zeros elsewhere.
         """
         output = self.encoder(features, lengths)
-        encoded, frames = self._project(output), output.lengths
-        predicted = self.predictor(tokens)
-        am, lm = self.simple_encoder(encoded), self.simple_predictor(predicted)
+        ctc = self._ctc_loss(output, tokens, token_lengths)
+        if s_range is None:
+            return TransducerLoss(torch.zeros_like(ctc), torch.zeros_like(ctc), ctc, output.lengths)
+        simple, pruned = self._rnnt_losses(output, tokens, token_lengths, s_range)
+        return TransducerLoss(simple, pruned, ctc, output.lengths)
+
+    def _rnnt_losses(
+        self, output: EncoderOutput, tokens: Tensor, token_lengths: Tensor, s_range: int
+    ) -> tuple[Tensor, Tensor]:
+        """Smoothed and pruned loss of each utterance, (B,) and (B,)."""
+        encoded, predicted = self._project(output), self.predictor(tokens)
         boundary = torch.zeros(len(tokens), 4, dtype=torch.int64)
-        boundary[:, 2], boundary[:, 3] = token_lengths, frames
+        boundary[:, 2], boundary[:, 3] = token_lengths, output.lengths
         boundary = boundary.to(tokens.device)
+        am, lm = self.simple_encoder(encoded), self.simple_predictor(predicted)
         with torch.autocast(tokens.device.type, enabled=False):
             simple, (px_grad, py_grad) = rnnt_loss_smoothed(
                 lm=lm.float(),
@@ -245,7 +254,7 @@ class Transducer(nn.Module):
                 rnnt_type=self.config.rnnt_type,
                 reduction="none",
             )
-        return TransducerLoss(simple, pruned, self._ctc_loss(output, tokens, token_lengths), frames)
+        return simple, pruned
 
     def _ctc_loss(self, output: EncoderOutput, tokens: Tensor, token_lengths: Tensor) -> Tensor:
         if self.ctc is None:

@@ -45,19 +45,29 @@ class TransducerLossConfig:
 
     Attributes:
         prune_range: labels that the pruned loss keeps at each frame (5: icefall).
-        warmup_steps: while the weight of the simple loss falls from 1 to 0.5 and that of the pruned one rises from
-            0.1 to 1, both linearly (icefall).
+        ctc_only_steps: at the start only the CTC head learns (Rao et al. 2017 begin from CTC, too): with few labels the
+            prediction network otherwise learns the transcripts by heart before the encoder has found the words.
+        warmup_steps: after that, while the weight of the simple loss falls from 1 to 0.5 and that of the pruned one
+            rises from 0.1 to 1, both linearly (icefall).
         ctc_weight: of the CTC head's loss; 0: no head.
         rnnt_type: see `TransducerConfig`.
     """
 
     prune_range: int = 5
+    ctc_only_steps: int = 0
     warmup_steps: int = 2000
     ctc_weight: float = 0.0
     rnnt_type: Literal["regular", "modified", "constrained"] = "regular"
 
+    def __post_init__(self) -> None:
+        if self.ctc_only_steps and not self.ctc_weight:
+            raise ValueError("ctc_only_steps needs a CTC head: set ctc_weight above 0")
+
     def weights(self, step: int) -> tuple[float, float]:
-        """Weights of the simple and of the pruned loss at `step`."""
+        """Weights of the simple and of the pruned loss at `step`; both are 0 while only the CTC head learns."""
+        step -= self.ctc_only_steps
+        if step < 0:
+            return 0.0, 0.0
         done = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         return 1.0 - 0.5 * done, 0.1 + 0.9 * done
 
@@ -124,10 +134,11 @@ class FinetuneTask:
         assert batch.tokens is not None and batch.token_lengths is not None
         features = spec_augment(batch.features, batch.lengths, self.config.spec_augment, generator)
         config = self.config.loss
-        loss = self.model(features, batch.lengths, batch.tokens, batch.token_lengths, config.prune_range)
+        simple_weight, pruned_weight = config.weights(step)
+        prune_range = config.prune_range if pruned_weight else None
+        loss = self.model(features, batch.lengths, batch.tokens, batch.token_lengths, prune_range)
         usable = loss.simple.isfinite() & loss.pruned.isfinite()
         simple, pruned, ctc = (x.masked_fill(~usable, 0.0).sum() for x in (loss.simple, loss.pruned, loss.ctc))
-        simple_weight, pruned_weight = config.weights(step)
         total = simple_weight * simple + pruned_weight * pruned + config.ctc_weight * ctc
         count = (loss.frames.to(usable.device) * usable).sum()
         unusable = (~usable).sum()
