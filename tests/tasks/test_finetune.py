@@ -46,7 +46,7 @@ def config(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pretrained(tmp_path: Path) -> Path:
+def pretrained(tmp_path: Path, prepared: Prepared) -> Path:
     """A pre-trained model with random weights."""
     folder = tmp_path / "pretrained"
     folder.mkdir()
@@ -54,6 +54,7 @@ def pretrained(tmp_path: Path) -> Path:
     torch.manual_seed(5)
     save_weights(W2vBert(model_config), folder / "model.safetensors")
     save_config(model_config, folder / "model.yaml")
+    shutil.copyfile(prepared.data / "features.yaml", folder / "features.yaml")
     write_model_card(folder, "w2v-bert", {"history": {str(folder): {"audio_hours": 3.0, "minutes": 1.0}}})
     return folder
 

@@ -82,7 +82,9 @@ class PretrainTask:
         """The same on the dev split, with the same masks each time."""
         generator = torch.Generator().manual_seed(0)
         sums: dict[str, Tensor] = {}
+        device = next(model.parameters()).device
         for batch in in_order(self.dev, self.config.batch_seconds):
+            batch = batch.to(device)
             loss = model(batch.features, batch.lengths, self.config.model.quantizer.temperature_end, generator)
             for name, value in loss_sums(loss).items():
                 sums[name] = sums[name] + value if name in sums else value
