@@ -24,7 +24,7 @@ _USAGE_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML file with settings.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as optimizer.lr=1e-4; may be repeated."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting (train.max_steps=500); may be repeated."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do it again even if OUT is up to date.")]
 Jobs = Annotated[int, typer.Option("--nj", min=1, help="Processes to use.")]
@@ -262,7 +262,7 @@ def report(
     out: Annotated[Path, typer.Argument(metavar="OUT.md", help="File to write.")],
     row: Annotated[list[str], typer.Option(metavar="NAME=DIR", help="Row of the table: a folder of `decode --out`.")],
 ) -> None:
-    """Gather results into a table with curves."""
+    """Gather results into a table, with the curves of their trainings."""
     rows = []
     for text in row:
         name, equals, folder = text.rpartition("=")

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def load_config(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Builds the dataclass `cls` from its defaults, then a YAML file, then overrides such as `optimizer.lr=1e-4`.
+    """Builds the dataclass `cls` from its defaults, then a YAML file, then overrides (`optim.learning_rate=1e-4`).
 
     Values are coerced to the types of the fields (`1e-4`, a string for YAML, becomes a float).
 
@@ -110,7 +110,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(f"--set {override}: write key=value, for example --set optimizer.learning_rate=1e-4")
+        raise UserError(f"--set {override}: write key=value, for example --set train.max_steps=500")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -26,7 +26,7 @@ TRAIN_SPLITS = ("unlabelled", "train")
 PANELS = (
     Panel("loss (nats a masked frame)", ("contrastive_loss", "masked_loss")),
     Panel("accuracy", ("contrastive_accuracy", "contrastive_chance", "masked_accuracy", "top_code_share")),
-    Panel("codes", ("code_perplexity", "codes_used")),
+    Panel("perplexity of the codes", ("code_perplexity",)),
 )
 
 

@@ -1,5 +1,6 @@
 """The table that a recipe ends with."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ Row = tuple[str, Path]
 
 
 def write_report(out: Path, rows: Sequence[Row]) -> None:
-    """Writes a Markdown table of decoding results to `out` and prints it.
+    """Prints a Markdown table of decoding results and writes it to `out`, with the curves of all trainings.
 
     Args:
         out: file.
@@ -30,7 +31,7 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
             raise UserError(f"row {name!r} scores {_name_sets(_sizes(result))}, the first row {_name_sets(sizes)}")
     text = "\n".join([*_table(results, splits), "", *_notes(results, splits)]) + "\n"
     with atomic_file(out) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text + "\n".join(_trainings(results, out)) + "\n", encoding="utf-8")
     print(text, end="")
 
 
@@ -76,3 +77,18 @@ def _notes(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str])
         "substitutions over the words of the references. Hours and minutes are those of all trainings that the row "
         "needs, repetitions counted: pre-training, fine-tuning, and the teacher's for self-training.",
     ]
+
+
+def _trainings(results: Sequence[tuple[str, dict[str, Any]]], out: Path) -> list[str]:
+    """A line and the curves of every training behind the table."""
+    folders = dict.fromkeys(folder for _, result in results for folder in result["history"])
+    lines: list[str] = []
+    for folder in map(Path, folders):
+        if not (folder / "curves.png").is_file() or not (folder / "run.json").is_file():
+            continue
+        run = read_json(folder / "run.json")
+        commit = (run.get("commit") or "unknown commit")[:9]
+        place = run.get("gpu") or f"{run.get('cpus')} cores ({run.get('machine')})"
+        link = os.path.relpath(folder / "curves.png", out.parent)
+        lines += ["", f"{folder}: {commit}, torch {run.get('torch')}, {place}", "", f"![curves of {folder}]({link})"]
+    return lines

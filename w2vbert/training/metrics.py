@@ -72,17 +72,19 @@ def draw_curves(run: Path, panels: Sequence[Panel], target: Path) -> None:
     lines = read_metrics(run)
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for key in panel.keys:
+        for number, key in enumerate(panel.keys):
             for split, style in (("train", "-"), ("dev", "o--")):
                 points = [(m["step"], m[key]) for m in lines if m["split"] == split and m.get(key) is not None]
                 if points:
-                    axes.plot(*zip(*points, strict=True), style, label=f"{key} ({split})", markersize=3, linewidth=1.2)
+                    label = key if split == "train" else f"{key}, dev"
+                    steps, values = zip(*points, strict=True)
+                    axes.plot(steps, values, style, color=f"C{number}", label=label, markersize=3, linewidth=1.2)
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel("step")
         if panel.log:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         if axes.lines:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, framealpha=0.5)
     with atomic_file(target) as aside:
         figure.savefig(aside, format="png", dpi=110)
