@@ -56,6 +56,20 @@ def test_the_table(rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "pre-trained + LM" not in (tmp_path / "new" / "RESULTS.md").read_text()
 
 
+def test_the_file_shows_the_curves_of_the_trainings(tmp_path: Path) -> None:
+    training = tmp_path / "exp" / "pre"
+    training.mkdir(parents=True)
+    (training / "curves.png").write_bytes(b"")
+    write_json(training / "run.json", {"commit": "0123456789abcdef", "torch": "2.11.0", "cpus": 2, "machine": "x86_64"})
+    cost = {"audio_hours": 1.0, "minutes": 1.0}
+    result = write_result(tmp_path / "a", {"dev": 10.0}, {str(training): cost, str(tmp_path / "gone"): cost})
+    run("report", tmp_path / "exp" / "RESULTS.md", "--row", f"one={result}")
+    text = (tmp_path / "exp" / "RESULTS.md").read_text()
+    assert f"{training}: 012345678, torch 2.11.0, 2 cores (x86_64)" in text
+    assert f"![curves of {training}](pre/curves.png)" in text
+    assert "gone" not in text
+
+
 def test_rows_that_cannot_be_compared_are_refused(rows: list[str], tmp_path: Path, fails: Callable[..., str]) -> None:
     for folder, message in (
         (write_result(tmp_path / "c", {"dev": 1.0}, {}), "row 'c' scores dev (200 words), the first row dev (200"),

@@ -31,7 +31,7 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
             raise UserError(f"row {name!r} scores {_name_sets(_sizes(result))}, the first row {_name_sets(sizes)}")
     text = "\n".join([*_table(results, splits), "", *_notes(results, splits)]) + "\n"
     with atomic_file(out) as aside:
-        aside.write_text(text + "\n".join(_trainings(results, out)) + "\n", encoding="utf-8")
+        aside.write_text(text + "".join(line + "\n" for line in _trainings(results, out)), encoding="utf-8")
     print(text, end="")
 
 
