@@ -14,7 +14,9 @@
 declare -A _jobs=() _printers=()  # name of a job -> process, process that marks its lines
 _current_stage=
 
-_tied=(setpriv --pdeathsig KILL)
+# A command whose run.sh was killed before setpriv could tie them together has another parent, and is not begun.
+# shellcheck disable=SC2016
+_tied=(setpriv --pdeathsig KILL bash -c '[ "$PPID" = "$0" ] && exec "$@"' $$)
 "${_tied[@]}" true 2>/dev/null || _tied=(env)  # util-linux older than 2.33: only SIGKILL of run.sh leaves commands behind
 
 log() { printf '%(%T)T %s\n' -1 "$*" >&2; }
