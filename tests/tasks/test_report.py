@@ -61,11 +61,13 @@ def test_the_file_shows_the_curves_of_the_trainings(tmp_path: Path) -> None:
     training.mkdir(parents=True)
     (training / "curves.png").write_bytes(b"")
     write_json(training / "run.json", {"commit": "0123456789abcdef", "torch": "2.11.0", "cpus": 2, "machine": "x86_64"})
+    write_json(training / "model.json", {"best": {"step": 400, "masked_accuracy": 0.16789}})
     cost = {"audio_hours": 1.0, "minutes": 1.0}
     result = write_result(tmp_path / "a", {"dev": 10.0}, {str(training): cost, str(tmp_path / "gone"): cost})
     run("report", tmp_path / "exp" / "RESULTS.md", "--row", f"one={result}")
     text = (tmp_path / "exp" / "RESULTS.md").read_text()
-    assert f"{training}: 012345678, torch 2.11.0, 2 cores (x86_64)" in text
+    assert f"{training}: 012345678, torch 2.11.0, 2 cores (x86_64); the model" in text
+    assert "on dev: step 400, masked_accuracy 0.1679" in text
     assert f"![curves of {training}](pre/curves.png)" in text
     assert "gone" not in text
 

@@ -84,11 +84,20 @@ def _trainings(results: Sequence[tuple[str, dict[str, Any]]], out: Path) -> list
     folders = dict.fromkeys(folder for _, result in results for folder in result["history"])
     lines: list[str] = []
     for folder in map(Path, folders):
-        if not (folder / "curves.png").is_file() or not (folder / "run.json").is_file():
+        if not all((folder / name).is_file() for name in ("curves.png", "run.json", "model.json")):
             continue
         run = read_json(folder / "run.json")
         commit = (run.get("commit") or "unknown commit")[:9]
         place = run.get("gpu") or f"{run.get('cpus')} cores ({run.get('machine')})"
         link = os.path.relpath(folder / "curves.png", out.parent)
-        lines += ["", f"{folder}: {commit}, torch {run.get('torch')}, {place}", "", f"![curves of {folder}]({link})"]
+        facts = (
+            f"{folder}: {commit}, torch {run.get('torch')}, {place}; the model that was kept, on dev: {_best(folder)}"
+        )
+        lines += ["", facts, "", f"![curves of {folder}]({link})"]
     return lines
+
+
+def _best(folder: Path) -> str:
+    """Validation metrics of a finished training."""
+    best = read_json(folder / "model.json").get("best", {})
+    return ", ".join(f"{name} {value:.4g}" for name, value in best.items())
