@@ -66,8 +66,8 @@ def test_the_file_shows_the_curves_of_the_trainings(tmp_path: Path) -> None:
     result = write_result(tmp_path / "a", {"dev": 10.0}, {str(training): cost, str(tmp_path / "gone"): cost})
     run("report", tmp_path / "exp" / "RESULTS.md", "--row", f"one={result}")
     text = (tmp_path / "exp" / "RESULTS.md").read_text()
-    assert f"{training}: 012345678, torch 2.11.0, 2 cores (x86_64); the model" in text
-    assert "on dev: step 400, masked_accuracy 0.1679" in text
+    assert f"{training}: 012345678, torch 2.11.0, 2 cores (x86_64); kept, on dev: step 400" in text
+    assert "masked_accuracy 0.1679" in text
     assert f"![curves of {training}](pre/curves.png)" in text
     assert "gone" not in text
 

@@ -90,9 +90,7 @@ def _trainings(results: Sequence[tuple[str, dict[str, Any]]], out: Path) -> list
         commit = (run.get("commit") or "unknown commit")[:9]
         place = run.get("gpu") or f"{run.get('cpus')} cores ({run.get('machine')})"
         link = os.path.relpath(folder / "curves.png", out.parent)
-        facts = (
-            f"{folder}: {commit}, torch {run.get('torch')}, {place}; the model that was kept, on dev: {_best(folder)}"
-        )
+        facts = f"{folder}: {commit}, torch {run.get('torch')}, {place}; kept, on dev: {_best(folder)}"
         lines += ["", facts, "", f"![curves of {folder}]({link})"]
     return lines
 
