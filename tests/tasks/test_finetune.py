@@ -197,3 +197,23 @@ def test_some_utterances_without_text_do_no_harm(prepared: Prepared, config: Pat
     losses = [line["pruned_loss"] for line in lines if line["split"] == "train"]
     assert all(0.0 < loss < 100.0 for loss in losses) and lines[-1]["step"] == 9
     assert not any(line.get("skipped_steps") for line in lines)
+
+
+def test_the_ctc_head_may_learn_alone_at_first(prepared: Prepared, tmp_path: Path) -> None:
+    loss = replace(CONFIG.loss, ctc_only_steps=5)
+    save_config(replace(CONFIG, loss=loss), tmp_path / "ctc.yaml")
+    out = tmp_path / "out"
+    options = ("--tokenizer", prepared.tokenizer, "--init", "scratch", "--config", tmp_path / "ctc.yaml")
+    run("finetune", prepared.data, out, *options)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    at = {(line["split"], line["step"]): line for line in lines}
+    assert "ctc_wer" in at["dev", 4] and "wer" not in at["dev", 4]
+    assert "wer" in at["dev", 8] and "wer" in at["dev", 9]
+    assert "ctc_loss" in at["train", 4] and "pruned_loss" not in at["train", 4]
+    assert at["train", 8]["pruned_loss"] > 0
+    assert "wer" in read_json(out / "model.json")["best"]
+
+
+def test_the_ctc_head_cannot_learn_alone_to_the_end() -> None:
+    with pytest.raises(ValueError, match="less than train.max_steps"):
+        replace(CONFIG, loss=replace(CONFIG.loss, ctc_only_steps=9))

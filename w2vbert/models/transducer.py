@@ -256,6 +256,14 @@ class Transducer(nn.Module):
             )
         return simple, pruned
 
+    def ctc_greedy(self, features: Tensor, lengths: Tensor) -> list[list[int]]:
+        """Labels of the CTC head's best path, repetitions and blanks removed; (B, T, F) and (B,) -> B lists."""
+        assert self.ctc is not None
+        output = self.encoder(features, lengths)
+        best = self.ctc(output.output).argmax(-1).cpu()  # (B, T/4)
+        paths = (path[:frames].unique_consecutive() for path, frames in zip(best, output.lengths, strict=True))
+        return [path[path != BLANK].tolist() for path in paths]
+
     def _ctc_loss(self, output: EncoderOutput, tokens: Tensor, token_lengths: Tensor) -> Tensor:
         if self.ctc is None:
             return output.output.new_zeros(len(tokens), dtype=torch.float32)

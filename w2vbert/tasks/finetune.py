@@ -1,7 +1,7 @@
 """Fine-tuning with the pruned RNN-T loss, from a pre-trained encoder or from scratch."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from w2vbert.training.trainer import TrainConfig, Trainer
 SCRATCH = "scratch"
 PANELS = (
     Panel("loss (nats a frame)", ("pruned_loss", "simple_loss", "ctc_loss"), log=True),
-    Panel("WER on dev, greedy (%)", ("wer",)),
+    Panel("WER on dev, greedy (%)", ("wer", "ctc_wer")),
 )
 
 
@@ -105,6 +105,10 @@ class FinetuneConfig:
     batch_seconds: float = 400.0
     max_seconds: float = 32.0
 
+    def __post_init__(self) -> None:
+        if self.loss.ctc_only_steps >= self.train.max_steps:
+            raise ValueError(f"loss.ctc_only_steps must be less than train.max_steps, {self.train.max_steps}")
+
 
 class FinetuneTask:
     """A transducer as a thing to train."""
@@ -116,6 +120,7 @@ class FinetuneTask:
         self.model = model
         self.tokenizer = tokenizer
         self.dev = dev
+        self.only_ctc = False
 
     def param_groups(self) -> Sequence[ParamGroup]:
         """The encoder, and everything else."""
@@ -135,7 +140,8 @@ class FinetuneTask:
         features = spec_augment(batch.features, batch.lengths, self.config.spec_augment, generator)
         config = self.config.loss
         simple_weight, pruned_weight = config.weights(step)
-        prune_range = config.prune_range if pruned_weight else None
+        self.only_ctc = pruned_weight == 0.0
+        prune_range = None if self.only_ctc else config.prune_range
         loss = self.model(features, batch.lengths, batch.tokens, batch.token_lengths, prune_range)
         usable = loss.simple.isfinite() & loss.pruned.isfinite()
         simple, pruned, ctc = (x.masked_fill(~usable, 0.0).sum() for x in (loss.simple, loss.pruned, loss.ctc))
@@ -146,20 +152,31 @@ class FinetuneTask:
         return StepOutput(total, count, {name: value.detach() for name, value in sums.items()})
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """Losses per encoder frame."""
+        """Losses per encoder frame, of the heads that learn."""
         count = max(float(sums["count"]), 1.0)
-        metrics = {f"{name}_loss": float(sums[name]) / count for name in ("pruned", "simple")}
-        if self.config.loss.ctc_weight:
-            metrics["ctc_loss"] = float(sums["ctc"]) / count
+        names = [] if self.only_ctc else ["pruned", "simple"]
+        names += ["ctc"] if self.config.loss.ctc_weight else []
+        metrics = {f"{name}_loss": float(sums[name]) / count for name in names}
         return metrics | {"unusable_utterances": float(sums["unusable"])}
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """WER of greedy search on the dev split, in percent."""
+        """WER of greedy search on the dev split, in percent; of the CTC head while it learns alone."""
         assert isinstance(model, Transducer)
-        batches = in_order(self.dev, self.config.batch_seconds)
-        found = [r for batch in recognize(model, self.tokenizer, batches, SearchConfig()) for r in batch]
         references = dict(zip(self.dev.ids, self.dev.texts, strict=True))
+        batches = in_order(self.dev, self.config.batch_seconds)
+        if self.only_ctc:
+            return {"ctc_wer": score_pairs(references, self._recognize_by_ctc(model, batches)).wer}
+        found = [r for batch in recognize(model, self.tokenizer, batches, SearchConfig()) for r in batch]
         return {"wer": score_pairs(references, {r.id: r.text for r in found}).wer}
+
+    @torch.inference_mode()
+    def _recognize_by_ctc(self, model: Transducer, batches: Iterable[SpeechBatch]) -> dict[str, str]:
+        device = next(model.parameters()).device
+        texts: dict[str, str] = {}
+        for batch in batches:
+            labels = model.ctc_greedy(batch.features.to(device), batch.lengths)
+            texts.update(zip(batch.ids, map(self.tokenizer.decode, labels), strict=True))
+        return texts
 
 
 def build_transducer(config: FinetuneConfig, init: str, tokenizer: Tokenizer) -> Transducer:

@@ -81,7 +81,7 @@ def draw_curves(run: Path, panels: Sequence[Panel], target: Path) -> None:
                     axes.plot(steps, values, style, color=f"C{number}", label=label, markersize=3, linewidth=1.2)
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel("step")
-        if panel.log:
+        if panel.log and any(line.get_ydata().max() > 0 for line in axes.lines):
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         if axes.lines:

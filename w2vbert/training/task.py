@@ -33,7 +33,10 @@ class Task(Protocol):
         """What is trained."""
 
     best_metric: str
-    """Name in `validate`'s result by which the best model is kept; lower is better."""
+    """Name in `validate`'s result by which the best model is kept; lower is better.
+
+    A validation without it keeps no model; the last one of a run must have it.
+    """
 
     def param_groups(self) -> Sequence[ParamGroup]:
         """Groups of parameters with their schedules."""

@@ -194,7 +194,7 @@ class Trainer:
         writer.write(self.step, "dev", metrics)
         logger.info(f"step {self.step}: dev " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         key = self.task.best_metric
-        if not self.best or metrics[key] <= self.best[key]:
+        if key in metrics and (not self.best or metrics[key] <= self.best[key]):
             save_weights(model, self.run / "model.safetensors")
             self.best = {"step": self.step, **metrics}
         if self.panels:
