@@ -15,7 +15,7 @@ from w2vbert.errors import UserError
 from w2vbert.log import setup_logging
 
 # Threads that wait for one another sleep instead of spinning (set before torch is imported). With another busy program
-# on two cores a pre-training step took 1.2 s with spinning and 0.19 s without; alone it makes no difference we can see.
+# on two cores a pre-training step took 1.2 s with spinning and 0.19 s without.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
