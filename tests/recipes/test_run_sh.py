@@ -296,6 +296,26 @@ def test_no_command_outlives_the_script(recipe: Recipe, stage: str, end: signal.
         assert errors.splitlines()[-1].endswith(f"stopped in stage {stage} with exit code {128 + end}")
 
 
+def test_no_command_begins_after_the_script_was_killed(recipe: Recipe) -> None:
+    setpriv = shutil.which("setpriv")
+    if setpriv is None or subprocess.run([setpriv, "--pdeathsig", "KILL", "true"], check=False).returncode:
+        pytest.skip("needs setpriv of util-linux 2.33")
+    started, tied = recipe.fake / "started", recipe.fake / "tied"
+    slow = recipe.fake / "setpriv"  # comes to its work only when the script is gone
+    slow.write_text(
+        f'#!/bin/bash\n[ "${{*: -1}}" = true ] || {{ touch "{started}"; while kill -0 $PPID; do sleep 0.02; done; }}\n'
+        f'[ ! -e "{started}" ] || touch "{tied}"\nexec {setpriv} "$@"\n'
+    )
+    slow.chmod(0o755)
+    script = subprocess.Popen([recipe.script, "--stage", "3"], env=recipe.environment(), stderr=subprocess.DEVNULL)
+    wait_until(started.exists)
+    script.kill()
+    script.wait()
+    wait_until(tied.exists)
+    time.sleep(0.3)
+    assert not recipe.calls()
+
+
 def hanging(recipe: Recipe, count: int) -> list[int]:
     """Processes of the calls that hang; waits until there are `count`."""
     file = recipe.fake / "hanging"
