@@ -144,10 +144,11 @@ def test_pseudo_labels_add_up() -> None:
 def test_the_table_counts_all_trainings_of_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {"scratch": "exp/tuned/greedy", "tuned + LM": "exp/tuned/lm", "student": "gen1/greedy"}
     run("report", "exp/RESULTS.md", *(part for name, folder in rows.items() for part in ("--row", f"{name}={folder}")))
-    table = Path("exp/RESULTS.md").read_text()
-    assert capsys.readouterr().out == table and all(f"| {name} |" in table for name in rows)
+    table, text = capsys.readouterr().out, Path("exp/RESULTS.md").read_text()
+    assert text.startswith(table) and all(f"| {name} |" in table for name in rows)
     history = read_json(Path("gen1/greedy/wer.json"))["history"]
     assert history.keys() == {"exp/pre", "exp/tuned", "gen1/model"}
+    assert all(f"![curves of {model}](" in text.removeprefix(table) for model in history)
     cards = [read_json(Path(model) / "model.json") for model in history]
     assert sum(cost["audio_hours"] for cost in history.values()) == pytest.approx(sum(c["audio_hours"] for c in cards))
 
