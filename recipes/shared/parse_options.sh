@@ -33,7 +33,7 @@ _read_declarations() {
 
 _print_help() {
   local _name _meaning
-  printf 'Usage: ./run.sh [--option value]...\n\n'
+  printf 'Usage: ./%s [--option value]...\n\n' "${1##*/}"
   sed -n '2,$ { /^#/!q; s/^# \{0,1\}//; p; }' "$1"
   printf '\nOptions:\n'
   for _name in "${_names[@]}"; do
