@@ -189,3 +189,18 @@ def test_folders_of_others_are_never_removed(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="was not made by train"):
             attempt()
     assert names(tmp_path) == ["home.txt"]
+
+
+def test_folders_of_other_steps_and_inputs_are_never_replaced(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    run_step(Step("one", source, 1, {}), make)
+    before = names(source)
+    for step in (
+        Step("two", source, 1, {}),
+        Step("one", source, 2, {"data": source}),
+        Step("one", tmp_path, 2, {"data": source}),
+    ):
+        for attempt in (lambda step=step: run_step(step, make, force=True), lambda step=step: step.start(True)):
+            with pytest.raises(UserError, match="name another folder"):
+                attempt()
+    assert names(source) == before

@@ -1,6 +1,7 @@
 """The command line: each command parses, then imports its task and calls it, so that `--help` answers at once."""
 
 # No `from __future__ import annotations` here: Typer reads the annotations of the commands.
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     With the environment variable W2VBERT_DEBUG=1 errors come with a traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8, nor the terminal
     command = typer.main.get_command(app)
     try:
         code = command.main(args=arguments, prog_name="w2vbert", standalone_mode=False)

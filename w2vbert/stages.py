@@ -173,11 +173,17 @@ class Step:
         write_json(folder / STAMP, stamp)
 
     def check_out(self) -> None:
-        """Refuses an `out` that is a file, or a folder with content but without a mark of ours: it would be lost."""
+        """Refuses an `out` that would be lost: a file, a folder of another step or of no step, or one of the inputs."""
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"{self.out} is a file, but {self.name} writes a folder there")
-        ours = any((self.out / mark).exists() for mark in (STAMP, STARTED))
-        if not ours and self.out.is_dir() and any(not path.name.startswith(PARTIAL) for path in self.out.iterdir()):
+        for name, path in self.inputs.items():
+            if path is not None and path.resolve().is_relative_to(self.out.resolve()):
+                raise UserError(f"{self.out} holds the input {name} of {self.name}: name another folder to write")
+        makers = {_read_maker(self.out / mark) for mark in (STAMP, STARTED) if (self.out / mark).exists()}
+        others = sorted(maker for maker in makers if maker not in (self.name, None))
+        if others:
+            raise UserError(f"{self.out} was made by {others[0]}, not by {self.name}: name another folder")
+        if not makers and self.out.is_dir() and any(not path.name.startswith(PARTIAL) for path in self.out.iterdir()):
             raise UserError(f"{self.out} is not empty and was not made by {self.name}: name another folder or empty it")
 
 
@@ -257,6 +263,15 @@ def _read_stamp(folder: Path) -> dict[str, Any] | None:
         logger.warning("%s", error)
         return None
     return stamp if isinstance(stamp, dict) and {"fingerprint", "outputs"} <= stamp.keys() else None
+
+
+def _read_maker(mark: Path) -> str | None:
+    """Name of the step that wrote a stamp or a mark; None if it cannot be read."""
+    try:
+        content = read_json(mark)
+    except UserError:
+        return None
+    return content.get("step") if isinstance(content, dict) else None
 
 
 def _read_mark(started: Path) -> str | None:

@@ -29,6 +29,7 @@ expdir=exp                      # DIR       where models and results go
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/parse_options.sh"
 
 [ "$stage" -le "$stop_stage" ] || fail "nothing to do: --stage $stage comes after --stop-stage $stop_stage"
+[ "$stage" -le 6 ] || fail "--stage $stage: the stages are 0 to 6"
 [ "$nj" -ge 1 ] || fail "--nj must be at least 1"
 [ "$ngpu" -le 1 ] || fail "--ngpu $ngpu: this recipe uses at most one GPU"
 [ "$ngpu" -eq 0 ] || nvidia-smi -L >/dev/null 2>&1 || fail "--ngpu 1: nvidia-smi finds no GPU here"

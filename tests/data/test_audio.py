@@ -144,3 +144,9 @@ def test_short_pieces_have_a_limit() -> None:
     assert torch.equal(torch.cat(pieces), samples) and max(map(len, pieces)) <= 0.3 * RATE_HZ
     with pytest.raises(UserError, match="pieces of 0.3 s and more, not of 0.2 s"):
         list(cut_at_quiet(samples, RATE_HZ, 0.2))
+
+
+def test_samples_far_beyond_one_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "loud.wav", np.full(1600, 1e30, dtype=np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match="audio lies within -1 and 1"):
+        read_audio(tmp_path / "loud.wav", 16000)

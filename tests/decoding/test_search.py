@@ -183,3 +183,9 @@ def test_contradictions_are_refused() -> None:
 def test_confidence_is_the_geometric_mean_of_the_label_probabilities() -> None:
     h = Hypothesis((1, 2), (0, 3), (math.log(0.5), math.log(0.125)), -3.0, -3.0)
     assert h.confidence == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("change", [{"beam_size": 10**6}, {"lm_weight": float("inf")}, {"length_bonus": float("nan")}])
+def test_limits_of_the_beam(change: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="is not allowed"):
+        SearchConfig(method="beam", **change)  # type: ignore[arg-type]

@@ -5,6 +5,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -327,3 +329,30 @@ def test_killed_while_writing_lines_leaves_no_half_file(prepared: Prepared, tmp_
     assert not (tmp_path / "out.jsonl").exists()
     run("decode", "--model", prepared.model, audio, "-o", tmp_path / "out.jsonl")
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "out.jsonl"]
+
+
+def test_only_earlier_results_are_written_over(fails: Callable[..., str], prepared: Prepared, tmp_path: Path) -> None:
+    audio = write(tmp_path / "a.wav", noise(1.0))
+    before = audio.read_bytes()
+    assert "was not written by `w2vbert decode`" in fails("decode", "--model", prepared.model, audio, "-o", audio)
+    assert audio.read_bytes() == before
+    run("decode", "--model", prepared.model, audio, "-o", tmp_path / "a.jsonl")
+    run("decode", "--model", prepared.model, audio, "-o", tmp_path / "a.jsonl")
+
+
+def test_a_reader_that_leaves_does_not_stop_the_work(prepared: Prepared, tmp_path: Path) -> None:
+    recordings = write_recordings(tmp_path / "in")
+    command = [sys.executable, "-m", "w2vbert", "decode", "--model", str(prepared.model), str(tmp_path / "in")]
+    process = subprocess.Popen([*command, "-o", str(tmp_path / "out.jsonl")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(recordings)
+
+
+def test_names_need_not_be_unicode(prepared: Prepared, tmp_path: Path) -> None:
+    audio = write(tmp_path / "a.wav", noise(1.0))
+    odd = tmp_path / os.fsdecode(b"\xff.wav")
+    audio.rename(odd)
+    run("decode", "--model", prepared.model, tmp_path, "-o", tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text())["id"] == str(odd)

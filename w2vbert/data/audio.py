@@ -1,5 +1,6 @@
 """Plain audio files: finding them, reading them as 16 kHz mono, and cutting long ones at quiet places."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from torch import Tensor
 from w2vbert.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+MAX_AMPLITUDE = 1000.0
+"""Float files may go a little beyond 1; far beyond it they hold something else than audio."""
+
 QUIET_SECONDS = 0.1
 """Width of the window whose energy says how quiet a place is."""
 
@@ -43,10 +47,10 @@ def read_audio(path: Path, rate_hz: int) -> Tensor:
     import torchaudio
 
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # as bytes: names need not be UTF-8
             expected, rate = len(file), file.samplerate
             samples = torch.from_numpy(file.read(dtype="float32", always_2d=True)).mean(1)  # (N,)
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise UserError(f"{path} cannot be decoded: {error}") from error
     if len(samples) < expected:
         raise UserError(f"{path} is truncated: {len(samples)} of {expected} samples")
@@ -54,6 +58,8 @@ def read_audio(path: Path, rate_hz: int) -> Tensor:
         raise UserError(f"{path} holds no samples")
     if not bool(samples.isfinite().all()):
         raise UserError(f"{path} holds samples that are not finite")
+    if float(samples.abs().max()) > MAX_AMPLITUDE:
+        raise UserError(f"{path} holds samples up to {float(samples.abs().max()):.3g}: audio lies within -1 and 1")
     return samples if rate == rate_hz else torchaudio.functional.resample(samples, rate, rate_hz)
 
 

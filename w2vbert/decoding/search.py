@@ -9,6 +9,7 @@ Letters: B utterances, n utterances that have not ended, T encoder frames, K hyp
 channels, V labels with the blank. Utterances are sorted by length, so those that have not ended come first.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -21,6 +22,7 @@ from w2vbert.decoding.hypothesis import Hypothesis
 from w2vbert.decoding.scorers import Scorer
 
 State = tuple[Tensor, ...]
+MAX_BEAM_SIZE = 1000
 
 
 class Predictor(Protocol):
@@ -77,6 +79,11 @@ class SearchConfig:
         for key in ("beam_size", "max_symbols_per_frame", "nbest"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key}: {getattr(self, key)} is not allowed: at least 1")
+        if self.beam_size > MAX_BEAM_SIZE:
+            raise ValueError(f"beam_size: {self.beam_size} is not allowed: at most {MAX_BEAM_SIZE}")
+        for key in ("lm_weight", "length_bonus"):
+            if not math.isfinite(getattr(self, key)):
+                raise ValueError(f"{key}: {getattr(self, key)} is not allowed: a finite number")
         if self.method == "greedy" and (self.nbest > 1 or self.length_bonus or self.length_normalization):
             raise ValueError("nbest, length_bonus and length_normalization need method: beam")
         if self.method == "beam" and self.nbest > self.beam_size:

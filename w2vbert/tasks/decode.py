@@ -1,6 +1,8 @@
 """Decoding: of plain audio to text, and of a data set's splits to scores."""
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from w2vbert.config import load_config, save_config
-from w2vbert.data.audio import cut_at_quiet, find_audio, read_audio
+from w2vbert.data.audio import MAX_AMPLITUDE, cut_at_quiet, find_audio, read_audio
 from w2vbert.data.batches import FRAMES_PER_SECOND, collate
 from w2vbert.data.datasets import MIN_FRAMES, SpeechDataset
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig, features_of_waveform, normalize
@@ -139,7 +141,8 @@ def _describe(recognition: Recognition, id: str) -> dict[str, Any]:
 
 def _write_jsonl(path: Path, lines: Iterable[dict[str, Any]]) -> None:
     with atomic_file(path) as aside:
-        aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
 
 
 def decode_files(
@@ -159,8 +162,8 @@ def decode_files(
         UserError: model, language model or config are not fit for it, an input is missing, or no file could be used.
     """
     config = load_config(DecodeConfig, config_path, overrides)
-    if output is not None and output.is_dir():
-        raise UserError(f"{output} is a folder, but a file of JSON lines is to be written there")
+    if output is not None:
+        _check_output(output)
     transducer, tokenizer = load_transducer(model)
     features = load_config(FeatureConfig, model / FEATURES_FILE)
     scorers = make_scorers(lm, config.search, tokenizer)
@@ -174,7 +177,7 @@ def decode_files(
                 lines.append({"id": name, "text": None, "confidence": 0.0})
                 continue
             text = " ".join(r.text for r in results if r.text)
-            print(f"{name}\t{text}", flush=True)
+            _print_line(f"{name}\t{text}")
             confidence = min((r.confidence for r in results if r.text), default=0.0)
             lines.append({"id": name, "text": text, "confidence": round(confidence, 4)})
     failures = sum(line["text"] is None for line in lines)
@@ -184,6 +187,26 @@ def decode_files(
         _write_jsonl(output, lines)
     if failures:
         logger.warning(f"{failures} of {len(sources)} recordings could not be decoded")
+
+
+def _check_output(output: Path) -> None:
+    """Refuses to write JSON lines over anything but earlier ones, before the work is done."""
+    if output.is_dir():
+        raise UserError(f"{output} is a folder, but a file of JSON lines is to be written there")
+    if not output.is_file():
+        return
+    with output.open("rb") as file:
+        begin = file.read(8)
+    if begin and not begin.startswith(b'{"id": '):
+        raise UserError(f"{output} exists and was not written by `w2vbert decode`: name another file")
+
+
+def _print_line(line: str) -> None:
+    """Prints; where nobody listens any more (`| head`), what is left goes nowhere, and the work goes on."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _find_sources(inputs: Sequence[Path]) -> Iterator[tuple[str, Any]]:
@@ -233,6 +256,9 @@ def _read_cut(cut: Any, rate_hz: int) -> Tensor:
     from lhotse.audio.backend import LibsndfileBackend, audio_backend
     from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 
+    for source in cut.recording.sources:
+        if source.type == "file" and not Path(source.source).is_file():
+            raise UserError(f"{cut.id} cannot be read: {source.source} does not exist")
     try:
         with audio_backend(LibsndfileBackend()):  # ffmpeg, where it is installed, returns wrong samples without a word
             samples = torch.from_numpy(cut.resample(rate_hz).load_audio()).mean(0)  # (N,)
@@ -240,6 +266,8 @@ def _read_cut(cut: Any, rate_hz: int) -> Tensor:
         raise UserError(f"{cut.id} cannot be read: {' '.join(str(error).split())}") from error
     if not bool(samples.isfinite().all()):
         raise UserError(f"{cut.id} holds samples that are not finite")
+    if float(samples.abs().max()) > MAX_AMPLITUDE:
+        raise UserError(f"{cut.id} holds samples up to {float(samples.abs().max()):.3g}: audio lies within -1 and 1")
     return samples
 
 

@@ -23,6 +23,8 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
     """
     if not rows:
         raise UserError("a table needs a --row NAME=DIR")
+    if out.is_dir() or (out.is_file() and not out.read_bytes().startswith(b"|")):
+        raise UserError(f"{out} exists and was not written by `w2vbert report`: name another file")
     results = [(name, _read_result(folder)) for name, folder in rows]
     splits = list(results[0][1]["splits"])
     sizes = _sizes(results[0][1])

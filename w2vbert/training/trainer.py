@@ -53,6 +53,8 @@ class TrainConfig:
             raise ValueError("max_steps, accumulate, keep_last and the intervals must be at least 1")
         if self.clip_norm <= 0.0:
             raise ValueError(f"clip_norm must be positive, not {self.clip_norm}")
+        if self.threads < 0:
+            raise ValueError(f"threads must be at least 0, not {self.threads}")
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"average_decay must lie in [0, 1), not {self.average_decay}")
 
