@@ -89,7 +89,7 @@ def _trainings(results: Sequence[tuple[str, dict[str, Any]]], out: Path) -> list
         if not all((folder / name).is_file() for name in ("curves.png", "run.json", "model.json")):
             continue
         run = read_json(folder / "run.json")
-        commit = (run.get("commit") or "unknown commit")[:9]
+        commit = run["commit"][:9] if run.get("commit") else "unknown commit"
         place = run.get("gpu") or f"{run.get('cpus')} cores ({run.get('machine')})"
         link = os.path.relpath(folder / "curves.png", out.parent)
         facts = f"{folder}: {commit}, torch {run.get('torch')}, {place}; kept, on dev: {_best(folder)}"
