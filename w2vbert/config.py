@@ -155,7 +155,7 @@ def _check_dataclass_keys(cls: type, value: Mapping[Any, Any], location: tuple[s
         if key not in allowed:
             inside = f" in {'.'.join(location)}" if location else ""
             close = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f", did you mean {close[0]}?" if close else ";"
+            hint = f", did you mean {close[0]}?" if close else ""
             raise UserError(f"{source}: unknown key {key}{inside}{hint} (allowed: {', '.join(allowed)})")
         _check_keys(hints[key], item, (*location, key), source)
 
