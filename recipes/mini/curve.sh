@@ -40,7 +40,7 @@ for n in "${all_steps[@]}"; do
   for seed in "${all_seeds[@]}"; do
     init=$expdir/pretrain_${n}_$seed
     [ "$n" -gt 0 ] || init=scratch
-    start "$n/$seed" w2vbert finetune "$data_dir/fbank" "$expdir/finetune_${n}_$seed" --init "$init" \
+    start "steps$n.seed$seed" w2vbert finetune "$data_dir/fbank" "$expdir/finetune_${n}_$seed" --init "$init" \
       --tokenizer "$data_dir/tokenizer" --config "$conf/finetune.yaml" --set train.threads=1 --set "train.seed=$seed"
   done
 done
