@@ -2,12 +2,12 @@
 # Where pre-training begins to pay: WER after equal fine-tuning against hours of audio seen in pre-training.
 #
 #   For each seed and each length of pre-training (in steps; 0 is from scratch): pre-train, fine-tune with the settings of
-#   stage 4, decode dev and test greedily. Two fine-tunings run at a time, as run.sh does it.
+#   stage 4, decode dev and test greedily. As many trainings run at a time as there are cores, with one thread each.
 #   Data come from stages 0 to 2 of run.sh (`./run.sh --stop-stage 2`). What is finished is skipped.
 #   Hours on two cores: a step of pre-training sees about half a minute of audio.
 set -euo pipefail
 
-steps=0,1600,6400,25600         # N,...     lengths of pre-training
+steps=0,400,1600,6400           # N,...     lengths of pre-training
 seeds=1,2,3                     # N,...     seeds of pre-training and of fine-tuning
 nj=$(env -u OMP_NUM_THREADS nproc)  # N     processor cores to use
 ngpu=0                          # N         GPUs to use, 0 or 1
@@ -27,13 +27,14 @@ IFS=, read -ra all_steps <<<"$steps"
 IFS=, read -ra all_seeds <<<"$seeds"
 
 begin 3 "pre-training, ${#all_seeds[@]} seeds"
-for n in "${all_steps[@]}"; do
+for n in $(printf '%s\n' "${all_steps[@]}" | sort -nr); do  # the longest first, so that no core is left alone with it
   for seed in "${all_seeds[@]}"; do
     [ "$n" -gt 0 ] || continue
-    run w2vbert pretrain "$data_dir/fbank" "$expdir/pretrain_${n}_$seed" --config "$conf/pretrain.yaml" \
-      --set "train.max_steps=$n" --set "train.seed=$seed"
+    start "pretrain$n.seed$seed" w2vbert pretrain "$data_dir/fbank" "$expdir/pretrain_${n}_$seed" \
+      --config "$conf/pretrain.yaml" --set "train.max_steps=$n" --set "train.seed=$seed" --set train.threads=1
   done
 done
+finish
 
 begin 4 "fine-tuning"
 for n in "${all_steps[@]}"; do
