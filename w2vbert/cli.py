@@ -269,6 +269,9 @@ def score(
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT.md", help="File to write.")],
     row: Annotated[list[str], typer.Option(metavar="NAME=DIR", help="Row of the table: a folder of `decode --out`.")],
+    curve: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Picture of WER against hours of pre-training.")
+    ] = None,
 ) -> None:
     """Gather results into a table, with the curves of their trainings."""
     rows = []
@@ -279,7 +282,7 @@ def report(
         rows.append((name, Path(folder)))
     from w2vbert.tasks import report as task
 
-    task.write_report(out, rows)
+    task.write_report(out, rows, curve)
 
 
 @app.command()

@@ -56,4 +56,4 @@ for n in "${all_steps[@]}"; do
     rows+=(--row "$n steps of pre-training, seed $seed=$out")
   done
 done
-run w2vbert report "$expdir/RESULTS.md" "${rows[@]}"
+run w2vbert report "$expdir/RESULTS.md" "${rows[@]}" --curve "$expdir/curve.png"

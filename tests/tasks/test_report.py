@@ -10,6 +10,7 @@ import pytest
 from tests.tasks.conftest import run
 from w2vbert.errors import UserError
 from w2vbert.stages import write_json
+from w2vbert.tasks.curve import earlier_hours
 from w2vbert.tasks.report import write_report
 
 
@@ -54,6 +55,18 @@ def test_the_table(rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "bootstrap interval (by speakers)" in text
     run("report", tmp_path / "new" / "RESULTS.md", *rows[:2])
     assert "pre-trained + LM" not in (tmp_path / "new" / "RESULTS.md").read_text()
+
+
+def test_a_picture_of_wer_against_hours_of_pretraining(rows: list[str], tmp_path: Path) -> None:
+    picture = tmp_path / "curve.png"
+    run("report", tmp_path / "RESULTS.md", *rows, "--curve", picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_hours_before_the_last_training() -> None:
+    history = {"pre": {"audio_hours": 10.0}, "teacher": {"audio_hours": 2.5}, "student": {"audio_hours": 7.0}}
+    assert earlier_hours({"history": history}) == 12.5
+    assert earlier_hours({"history": {"scratch": {"audio_hours": 3.0}}}) == 0.0
 
 
 def test_the_file_shows_the_curves_of_the_trainings(tmp_path: Path) -> None:

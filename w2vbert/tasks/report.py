@@ -7,16 +7,18 @@ from typing import Any
 
 from w2vbert.errors import UserError
 from w2vbert.stages import atomic_file, read_json
+from w2vbert.tasks.curve import draw_wer_curve
 
 Row = tuple[str, Path]
 
 
-def write_report(out: Path, rows: Sequence[Row]) -> None:
+def write_report(out: Path, rows: Sequence[Row], curve: Path | None = None) -> None:
     """Prints a Markdown table of decoding results and writes it to `out`, with the curves of all trainings.
 
     Args:
         out: file.
         rows: (name, folder of `w2vbert decode --data ... --out`), in order.
+        curve: PNG of WER against the hours of pre-training; None: no such picture.
 
     Raises:
         UserError: there is no row, a folder holds no results, or the rows score different sets.
@@ -34,6 +36,8 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
     text = "\n".join([*_table(results, splits), "", *_notes(results, splits)]) + "\n"
     with atomic_file(out) as aside:
         aside.write_text(text + "".join(line + "\n" for line in _trainings(results, out)), encoding="utf-8")
+    if curve is not None:
+        draw_wer_curve([result for _, result in results], curve)
     print(text, end="")
 
 
