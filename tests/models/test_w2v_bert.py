@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from tests.models.tiny import ENCODER, MELS, PRETRAINING, ROTARY, noise, unsettle
-from w2vbert.models.w2v_bert import EncoderConfig, SpeechEncoder, W2vBert, W2vBertConfig, W2vBertLoss
+from w2vbert.models.encoder import EncoderConfig, SpeechEncoder
+from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertLoss
 
 LENGTHS = torch.tensor([160, 103, 90, 41])
 ENCODER_PARTS = ("feature_encoder", "input_linear", "contrastive_blocks", "masked_blocks")

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from w2vbert.models.conformer import ConformerConfig
+from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.subsampling import SubsamplingConfig
 from w2vbert.models.transducer import PredictorConfig, TransducerConfig
-from w2vbert.models.w2v_bert import EncoderConfig, W2vBertConfig
+from w2vbert.models.w2v_bert import W2vBertConfig
 
 MELS = 8
 BLOCK = ConformerConfig(dim=16, heads=2, feed_forward_dim=24, kernel=5, dropout_prob=0.0)

@@ -18,9 +18,9 @@ from w2vbert.config import save_config
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.models.conformer import ConformerConfig
+from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.subsampling import SubsamplingConfig
 from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
-from w2vbert.models.w2v_bert import EncoderConfig
 from w2vbert.tasks import prepare
 from w2vbert.training.checkpoint import save_weights, write_model_card
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2vbert.models.conformer import MaskedBatchNorm
-from w2vbert.models.w2v_bert import EncoderConfig, EncoderOutput, SpeechEncoder
+from w2vbert.models.encoder import EncoderConfig, EncoderOutput, SpeechEncoder
 from w2vbert.ops.lengths import padding_mask, zero_padding
 from w2vbert.ops.rnnt_loss import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned, rnnt_loss_smoothed
 

@@ -20,8 +20,9 @@ from w2vbert.decoding.scoring import score_pairs
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
 from w2vbert.log import logger
+from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
-from w2vbert.models.w2v_bert import EncoderConfig, W2vBert, W2vBertConfig
+from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
 from w2vbert.ops.lengths import subsampled_lengths
 from w2vbert.stages import Step, read_json
 from w2vbert.tasks.recognize import check_features, recognize

@@ -1,0 +1,80 @@
+"""The speech encoder: feature encoder and two stacks of conformer blocks (w2v-BERT, section 2.1).
+
+B batch, T filterbank frames, F mel bins, C feature encoder dimension, D model dimension.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from w2vbert.models.conformer import ConformerBlock, ConformerConfig
+from w2vbert.models.subsampling import FeatureEncoder, SubsamplingConfig
+from w2vbert.ops.lengths import padding_mask
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Feature encoder and conformer blocks; the defaults are w2v-BERT XL's.
+
+    Attributes:
+        subsampling: feature encoder.
+        block: every conformer block.
+        contrastive_blocks: blocks of the contrastive module (12: paper).
+        masked_blocks: blocks of the masked-prediction module (12 in XL, 30 in XXL: paper).
+    """
+
+    subsampling: SubsamplingConfig = field(default_factory=SubsamplingConfig)
+    block: ConformerConfig = field(default_factory=ConformerConfig)
+    contrastive_blocks: int = 12
+    masked_blocks: int = 12
+
+    def __post_init__(self) -> None:
+        if self.contrastive_blocks < 1 or self.masked_blocks < 0:
+            raise ValueError("an encoder needs contrastive_blocks >= 1 and masked_blocks >= 0")
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """Encoder states.
+
+    Attributes:
+        features: (B, T/4, C), the feature encoder's output, unmasked.
+        context: (B, T/4, D), output of the contrastive module.
+        output: (B, T/4, D), output of the masked-prediction module.
+        lengths: int64 (B,), encoder frames.
+    """
+
+    features: Tensor
+    context: Tensor
+    output: Tensor
+    lengths: Tensor
+
+
+class SpeechEncoder(nn.Module):
+    """Feature encoder, contrastive module and masked-prediction module without their losses (section 2.1)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.feature_encoder = FeatureEncoder(config.subsampling)
+        self.input_linear = nn.Linear(config.subsampling.output_dim, config.block.dim)
+        self.dropout = nn.Dropout(config.block.dropout_prob)
+        self.contrastive_blocks = nn.ModuleList(ConformerBlock(config.block) for _ in range(config.contrastive_blocks))
+        self.masked_blocks = nn.ModuleList(ConformerBlock(config.block) for _ in range(config.masked_blocks))
+
+    def forward(self, features: Tensor, lengths: Tensor) -> EncoderOutput:
+        """Encodes without masking. `features` (B, T, F), `lengths` int64 (B,) on the CPU."""
+        encoded, lengths = self.feature_encoder(features, lengths)
+        return self.contextualize(encoded, encoded, lengths)
+
+    def contextualize(self, encoded: Tensor, masked: Tensor, lengths: Tensor) -> EncoderOutput:
+        """Runs the blocks on `masked` (B, T/4, C), which is `encoded` with its masked frames replaced."""
+        mask = padding_mask(lengths, encoded.shape[1])
+        mask = None if mask is None else mask.to(encoded.device)
+        x = self.dropout(self.input_linear(masked))
+        for block in self.contrastive_blocks:
+            x = block(x, mask)
+        context = x
+        for block in self.masked_blocks:
+            x = block(x, mask)
+        return EncoderOutput(encoded, context, x, lengths)
