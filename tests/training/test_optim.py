@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from w2vbert.training.optim import ParamGroup, WeightAverage, make_optimizer, scale_and_clip, set_learning_rates
+from w2vbert.training.optim import (
+    ParamGroup,
+    WeightAverage,
+    layer_groups,
+    make_optimizer,
+    scale_and_clip,
+    set_learning_rates,
+)
 from w2vbert.training.schedules import OptimConfig
 
 
@@ -67,6 +74,21 @@ def test_groups_follow_their_own_schedules_and_frozen_parameters_stay_out() -> N
     set_learning_rates(optimizer, groups, 0, 100)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates == {id(first.weight): 0.1, id(second.weight): 0.5, id(second.bias): 0.5}
+
+
+def test_learning_rates_fall_from_the_last_layer_down() -> None:
+    layers = [[nn.Linear(2, 2), nn.LayerNorm(2)], [nn.Linear(2, 2)], [nn.Linear(2, 2)]]
+    groups = [
+        *layer_groups("encoder", layers, OptimConfig(1.0, 10), 0.5),
+        ParamGroup("head", [nn.Linear(2, 2)], OptimConfig(2.0, 10)),
+    ]
+    optimizer = make_optimizer(groups)
+    assert set_learning_rates(optimizer, groups, 4, 100) == {"encoder": 0.5, "head": 1.0}
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for layer, rate in zip(layers, (0.125, 0.25, 0.5), strict=True):
+        assert {rates[id(p)] for module in layer for p in module.parameters()} == {rate}
+    (whole,) = layer_groups("encoder", layers, OptimConfig(), 1.0)
+    assert whole == ParamGroup("encoder", [*layers[0], *layers[1], *layers[2]], OptimConfig())
 
 
 def test_a_parameter_in_two_groups_is_refused() -> None:

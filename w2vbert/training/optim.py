@@ -15,14 +15,38 @@ class ParamGroup:
     """Parameters that share a schedule.
 
     Attributes:
-        name: shown in the log as `lr_NAME`.
+        name: shown in the log as `lr_NAME` where `scale` is 1; each group has its own.
         modules: where they are.
         config: their learning rate and schedule.
+        scale: factor of the learning rate.
     """
 
     name: str
     modules: Sequence[nn.Module]
     config: OptimConfig
+    scale: float = 1.0
+
+
+def layer_groups(
+    name: str, layers: Sequence[Sequence[nn.Module]], config: OptimConfig, decay: float
+) -> list[ParamGroup]:
+    """Groups whose learning rate falls from layer to layer by `decay`, from the last layer, which keeps its own, down.
+
+    Layer-wise learning-rate decay: Clark et al. 2020 (ELECTRA), section 3.1. A decay of 1 gives one group.
+
+    Args:
+        name: of the last layer's group; the others are NAME.0 (the first layer), NAME.1 and so on.
+        layers: modules of each layer, the first that sees the input first.
+        config: learning rate and schedule of the last layer.
+        decay: in (0, 1].
+    """
+    if decay == 1.0:
+        return [ParamGroup(name, [module for layer in layers for module in layer], config)]
+    last = len(layers) - 1
+    return [
+        ParamGroup(name if n == last else f"{name}.{n}", layer, config, decay ** (last - n))
+        for n, layer in enumerate(layers)
+    ]
 
 
 def make_optimizer(groups: Sequence[ParamGroup]) -> torch.optim.AdamW:
@@ -49,11 +73,11 @@ def make_optimizer(groups: Sequence[ParamGroup]) -> torch.optim.AdamW:
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, groups: Sequence[ParamGroup], step: int, max_steps: int
 ) -> dict[str, float]:
-    """Sets each group's learning rate for `step` (0-based) and returns them by group name."""
-    rates = {group.name: group.config.at(step, max_steps) for group in groups}
+    """Sets each group's learning rate for `step` (0-based) and returns those of scale 1 by group name."""
+    rates = {group.name: group.scale * group.config.at(step, max_steps) for group in groups}
     for param_group in optimizer.param_groups:
         param_group["lr"] = rates[param_group["group"]]
-    return rates
+    return {group.name: rates[group.name] for group in groups if group.scale == 1.0}
 
 
 def scale_and_clip(params: Sequence[nn.Parameter], count: Tensor, max_norm: float) -> Tensor:
