@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -145,6 +146,23 @@ def test_the_predictor_runs_only_for_rows_that_emit() -> None:
     model.predictor.rows = 0
     search(model, encoder_out, lengths, SearchConfig(method="beam", beam_size=4))
     assert model.predictor.rows < 0.7 * 4 * int(lengths.sum())
+
+
+@pytest.mark.parametrize("max_symbols", [1, 2])
+def test_the_unknown_label_is_never_emitted_and_the_others_share_its_probability(max_symbols: int) -> None:
+    model = ToyTransducer(vocab_size=5, seed=9)
+    without = ToyTransducer(vocab_size=5, seed=9)
+    with torch.no_grad():
+        model.output.bias[4] += 3.0
+        without.output.bias[4] = -1e9
+    encoder_out, lengths = batch(model, count=20, frames=10)
+    greedy = SearchConfig(max_symbols_per_frame=max_symbols)
+    for config in (greedy, replace(greedy, method="beam")):
+        assert any(4 in tokens for tokens in tokens_of(search(model, encoder_out, lengths, config)))
+        found = search(model, encoder_out, lengths, config, unknown=4)
+        expected = search(without, encoder_out, lengths, config)
+        assert tokens_of(found) == tokens_of(expected) and not any(4 in tokens for tokens in tokens_of(found))
+        assert [r[0].score for r in found] == pytest.approx([r[0].score for r in expected], abs=1e-4)
 
 
 def test_length_normalization_and_bonus_prefer_longer_texts() -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -58,7 +58,6 @@ def test_the_most_confident_share_is_kept(share: float, expected: int) -> None:
     kept, report = kept_and_report(labels[::-1], PseudoLabelConfig(keep_share=share))
     assert kept == [f"u{i}" for i in range(expected)]
     assert report["dropped"] == {
-        "unknown pieces": 0,
         "too few words": 0,
         "too many words a second": 0,
         "confidence": 10 - expected,
@@ -76,19 +75,11 @@ def test_thresholds() -> None:
     labels += [label("babble", 9, -0.1)]
     kept, report = kept_and_report(labels, PseudoLabelConfig(keep_share=1.0, min_confidence=0.5, min_words=2))
     assert kept == ["fine"]
-    assert report["dropped"] == {"unknown pieces": 0, "too few words": 2, "too many words a second": 1, "confidence": 1}
+    assert report["dropped"] == {"too few words": 2, "too many words a second": 1, "confidence": 1}
     kept, report = kept_and_report(labels, PseudoLabelConfig(keep_share=1.0, max_words_per_second=9))
     assert kept == ["babble", "doubtful", "fine", "one"] and report["confidence_threshold"] == pytest.approx(
         0.1353, abs=1e-4
     )
-
-
-def test_a_label_with_the_unknown_piece_is_dropped() -> None:
-    unknown = label("unknown", 2, -0.01)
-    best = replace(unknown.hypotheses[0], tokens=(5, 1))
-    labels = [replace(unknown, text="A \u2047", hypotheses=[best]), label("fine", 2, -0.5)]
-    kept, report = kept_and_report(labels, PseudoLabelConfig(keep_share=1.0))
-    assert kept == ["fine"] and report["dropped"]["unknown pieces"] == 1
 
 
 def test_equal_confidence_is_decided_by_id_whatever_the_order() -> None:

@@ -97,11 +97,13 @@ def search(
     lengths: Tensor,
     config: SearchConfig,
     scorers: Sequence[Scorer] = (),
+    unknown: int | None = None,
 ) -> list[list[Hypothesis]]:
     """The best label sequences of each utterance, best first.
 
     encoder_out: (B, T, J) float, as `Transducer.encode` returns it; frames beyond `lengths` are not read.
     lengths: (B,) int64, frames. scorers: for the beam, each weighted with `config.lm_weight`.
+    unknown: label that is never emitted, since it stands for no text; the others share its probability.
     Raises ValueError when a greedy search is given scorers.
     """
     if config.method == "greedy" and scorers:
@@ -112,9 +114,9 @@ def search(
     encoder_out = encoder_out[order]
     frame_counts = sorted_lengths.tolist()
     if config.method == "greedy":
-        found = [[h] for h in _greedy_search(model, encoder_out, frame_counts, config.max_symbols_per_frame)]
+        found = [[h] for h in _greedy_search(model, encoder_out, frame_counts, config.max_symbols_per_frame, unknown)]
     else:
-        found = _BeamSearch(model, config, scorers).run(encoder_out, frame_counts)
+        found = _BeamSearch(model, config, scorers, unknown).run(encoder_out, frame_counts)
     results: list[list[Hypothesis]] = [[] for _ in found]
     for position, hypotheses in zip(order.tolist(), found, strict=True):
         results[position] = hypotheses
@@ -131,8 +133,11 @@ def _running(frame_counts: list[int]) -> list[int]:
     return running
 
 
-def _log_probs(model: Transducer, encoder_frame: Tensor, predictor_out: Tensor) -> Tensor:
-    return model.joiner(encoder_frame, predictor_out).float().log_softmax(-1)
+def _log_probs(model: Transducer, encoder_frame: Tensor, predictor_out: Tensor, unknown: int | None) -> Tensor:
+    logits = model.joiner(encoder_frame, predictor_out).float()
+    if unknown is not None:
+        logits[..., unknown] = NEVER
+    return logits.log_softmax(-1)
 
 
 def _start_predictor(model: Transducer, rows: int, device: torch.device) -> tuple[Tensor, State]:
@@ -149,7 +154,7 @@ def _run_predictor(model: Transducer, out: Tensor, state: State, rows: Tensor, t
 
 
 def _greedy_search(
-    model: Transducer, encoder_out: Tensor, frame_counts: list[int], max_symbols: int
+    model: Transducer, encoder_out: Tensor, frame_counts: list[int], max_symbols: int, unknown: int | None
 ) -> list[Hypothesis]:
     """encoder_out: (B, T, J), sorted by falling length."""
     device = encoder_out.device
@@ -159,7 +164,7 @@ def _greedy_search(
     for frame, running in enumerate(_running(frame_counts)):
         rows = torch.arange(running, device=device)
         for _ in range(max_symbols):
-            best, tokens = _log_probs(model, encoder_out[rows, frame], out[rows]).max(-1)
+            best, tokens = _log_probs(model, encoder_out[rows, frame], out[rows], unknown).max(-1)
             score[rows] += best
             emitted = (tokens != model.blank).nonzero().squeeze(1)
             if len(emitted) == 0:
@@ -215,8 +220,8 @@ class _Ended:
 class _BeamSearch:
     """One beam search over a batch."""
 
-    def __init__(self, model: Transducer, config: SearchConfig, scorers: Sequence[Scorer]) -> None:
-        self.model, self.config, self.scorers = model, config, scorers
+    def __init__(self, model: Transducer, config: SearchConfig, scorers: Sequence[Scorer], unknown: int | None) -> None:
+        self.model, self.config, self.scorers, self.unknown = model, config, scorers, unknown
 
     def run(self, encoder_out: Tensor, frame_counts: list[int]) -> list[list[Hypothesis]]:
         """encoder_out: (B, T, J), sorted by falling length."""
@@ -271,7 +276,7 @@ class _BeamSearch:
         """
         (n, k), blank = beam.log_prob.shape, self.model.blank
         expanded = encoder_frame.unsqueeze(1).expand(-1, k, -1).reshape(n * k, -1)  # (n * K, J)
-        log_probs = _log_probs(self.model, expanded, beam.out).view(n, k, -1)  # (n, K, V)
+        log_probs = _log_probs(self.model, expanded, beam.out, self.unknown).view(n, k, -1)  # (n, K, V)
         v = log_probs.shape[-1]
         keep = beam.log_prob + torch.where(is_open, log_probs[..., blank], 0.0)  # (n, K)
         emit = beam.log_prob.unsqueeze(-1) + log_probs  # (n, K, V)

@@ -79,7 +79,7 @@ def recognize(
     for batch in batches:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             encoded, lengths = model.encode(batch.features.to(device), batch.lengths)
-        found = search(model, encoded.float(), lengths, config, scorers)
+        found = search(model, encoded.float(), lengths, config, scorers, tokenizer.unknown_id)
         yield [
             Recognition(id, tokenizer.decode(list(nbest[0].tokens)), nbest)
             for id, nbest in zip(batch.ids, found, strict=True)

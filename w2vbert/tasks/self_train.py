@@ -9,7 +9,6 @@ from w2vbert.config import load_config, save_config
 from w2vbert.data.batches import FRAMES_PER_SECOND
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.loaders import in_order
-from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
 from w2vbert.log import logger, progress
@@ -87,13 +86,11 @@ def filter_labels(
 ) -> tuple[dict[str, Recognition], dict[str, Any]]:
     """The labels to train on, by cut id, and a report with counts of what was dropped and why."""
     seconds = {id: frames / FRAMES_PER_SECOND for id, frames in zip(dataset.ids, dataset.frames, strict=True)}
-    dropped = {"unknown pieces": 0, "too few words": 0, "too many words a second": 0, "confidence": 0}
+    dropped = {"too few words": 0, "too many words a second": 0, "confidence": 0}
     sound = []
     for recognition in found:
         words = len(recognition.text.split())
-        if Tokenizer.unknown_id in recognition.hypotheses[0].tokens:
-            dropped["unknown pieces"] += 1
-        elif words < config.min_words:
+        if words < config.min_words:
             dropped["too few words"] += 1
         elif words > config.max_words_per_second * seconds[recognition.id]:
             dropped["too many words a second"] += 1
