@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lhotse import CutSet
 
 from tests.data.corpus_factory import noise, truncate, write_utterance
 from w2vbert.data.corpora import CorpusConfig, read_split
-from w2vbert.data.datasets import SpeechDataset, check_manifest
+from w2vbert.data.datasets import SpeechDataset, check_manifest, read_frames
 from w2vbert.data.features import FeatureConfig, features_of_waveform, normalize, store_features
 from w2vbert.errors import UserError
 
@@ -34,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def dataset(folder: Path, *names: str, max_seconds: float = 30.0) -> SpeechDataset:
-    return SpeechDataset([folder / f"cuts_{name}.jsonl.gz" for name in names], max_seconds)
+def dataset(folder: Path, *names: str, max_seconds: float = 30.0, **options: Any) -> SpeechDataset:
+    return SpeechDataset([folder / f"cuts_{name}.jsonl.gz" for name in names], max_seconds, **options)
 
 
 def lines_of(manifest: Path) -> list[str]:
@@ -56,6 +57,58 @@ def test_too_short_and_too_long_ones_are_left_out_and_counted(folder: Path, capl
     assert "left out 2 utterances under 0.1 s or over 1 s" in caplog.text
     with pytest.raises(UserError, match="no utterance between 0.1 and 0.2 s"):
         dataset(folder, "train", max_seconds=0.2)
+
+
+def test_longer_ones_can_be_cropped_and_only_the_crop_is_read(folder: Path) -> None:
+    data = dataset(folder, "train", max_seconds=1.0, crop=True)
+    assert data.ids == ["11-7-0000", "11-7-0001", "12-7-0000"] and data.hours == pytest.approx(2.3 / 3600)
+    assert data.frames == [100, 30, 100] and data.spare == [0, 0, 150]
+    whole = dataset(folder, "train").load_changed(2, lambda features: features.clone())
+    raw = read_frames(dataset(folder, "train")._cuts[2], 0, 250)
+    torch.testing.assert_close(normalize(raw), whole, atol=0.01, rtol=0.0)
+    for start in range(0, 151):
+        assert torch.equal(read_frames(data._cuts[2], start, 100), raw[start : start + 100]), start
+    torch.testing.assert_close(data.load(2, 70), normalize(raw[70:170]), atol=0.03, rtol=0.01)  # bfloat16
+    assert not torch.equal(data.load(2, 70), data.load(2, 71))
+    batch = data.joined([[0, 2]], starts=[0, 0, 33])
+    assert torch.equal(batch.features[0, 100:], data.load(2, 33)) and batch.lengths.tolist() == [200]
+
+
+def test_utterances_can_be_left_out(folder: Path) -> None:
+    data = dataset(folder, "train")
+    expected = data_of(data, 2)
+    data = dataset(folder, "train")
+    data.leave_out([1])
+    assert data.ids == ["11-7-0000", "12-7-0000"] and len(data) == 2 and data_of(data, 1) == expected
+
+
+def data_of(data: SpeechDataset, index: int) -> tuple[object, ...]:
+    """All that a dataset tells of an utterance."""
+    known = (data.ids, data.frames, data.spare, data.texts, data.speakers)
+    return (*(values[index] for values in known), data.load(index).sum().item())
+
+
+def test_memory_has_a_bound(folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level("INFO")
+    reads: list[str] = []
+    monkeypatch.setattr(
+        "w2vbert.data.datasets.read_frames", lambda cut, *rest: reads.append(cut.id) or read_frames(cut, *rest)
+    )
+    data, plain = dataset(folder, "train", cache_bytes=150 * 80 * 2), dataset(folder, "train")
+    for _ in range(3):
+        for index in range(3):
+            assert torch.equal(data.load(index), plain.load(index))
+    assert [reads.count(id) for id in data.ids] == [2, 2, 4]  # once for each dataset, the last one always
+    lines = [line for line in caplog.messages if "fit in memory" in line]
+    assert lines == ["features of 0.0 of 0.0 h fit in memory; the rest is read from disk"]
+
+
+def test_augmentation_works_on_raw_features(folder: Path) -> None:
+    data = dataset(folder, "train")
+    for _ in range(2):  # from disk, and again
+        assert torch.equal(data.load_changed(0, lambda features: features), data.load_changed(0, torch.clone))
+        torch.testing.assert_close(data.load_changed(0, lambda x: 2 * x + 1), data.load(0), atol=0.03, rtol=0.01)
+        assert not torch.allclose(data.load_changed(0, torch.exp), data.load(0), atol=0.1)
 
 
 def test_manifests_are_joined_and_texts_may_be_absent(folder: Path) -> None:

@@ -5,25 +5,30 @@ import random
 import pytest
 import torch
 
-from w2vbert.data.datasets import SpeechDataset
-from w2vbert.data.loaders import BatchStream, group_by_seconds, in_order, join_utterances, plan_epoch
+from w2vbert.data.datasets import Change, SpeechDataset
+from w2vbert.data.loaders import BatchStream, draw_crops, group_by_seconds, in_order, join_utterances, plan_epoch
 
 LIMIT_SECONDS = 40.0
 
 
 class ToyDataset(SpeechDataset):
-    """Utterances whose features tell their index, without files; the text is the index."""
+    """Utterances whose features tell their index and their frames, without files; the text is the index."""
 
-    def __init__(self, count: int = 200) -> None:
+    def __init__(self, count: int = 200, spare: int = 0) -> None:
         lengths = random.Random(0)
         self.frames = [lengths.randint(10, 1600) for _ in range(count)]
+        self.spare = [spare] * count
         self.ids = self.texts = [str(index) for index in range(count)]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def load(self, index: int) -> torch.Tensor:
-        return torch.full((self.frames[index], 1), float(index))
+    def load(self, index: int, start: int = 0) -> torch.Tensor:
+        frames = self.frames[index]
+        return torch.stack([torch.full((frames,), float(index)), torch.arange(start, start + frames)], dim=1)
+
+    def load_changed(self, index: int, change: Change, start: int = 0) -> torch.Tensor:
+        return change(self.load(index, start))
 
 
 def stream(join: int = 1) -> BatchStream:
@@ -97,6 +102,58 @@ def test_a_saved_position_goes_on_at_the_very_next_batch(done: int, join: int) -
         second.next_batch()
     second.load_state_dict(state)
     assert [second.next_batch().ids for _ in range(70)] == expected
+
+
+def crops(batches: BatchStream, count: int) -> dict[str, int]:
+    """First frame of each utterance of the next `count` batches."""
+    found = {}
+    for _ in range(count):
+        batch = batches.next_batch()
+        found.update(zip(batch.ids, batch.features[:, 0, 1].int().tolist(), strict=True))
+    return found
+
+
+def test_crops_are_drawn_anew_in_each_epoch_and_go_on_after_a_stop() -> None:
+    batches = BatchStream(ToyDataset(spare=500), LIMIT_SECONDS, 1)
+    length = len(batches._plan)
+    first = crops(batches, length)
+    assert len(first) == 200 and set(first.values()) <= set(range(501)) and len(set(first.values())) > 100
+    crops(batches, 20)
+    state = dict(batches.state_dict())
+    second = BatchStream(ToyDataset(spare=500), LIMIT_SECONDS, 1)
+    second.load_state_dict(state)
+    expected = crops(batches, 20)
+    assert crops(second, 20) == expected
+    assert sum(first[id] == begin for id, begin in expected.items()) < len(expected) / 10
+    assert draw_crops([0] * 50, 1, 0) == [0] * 50
+    drawn = draw_crops([9] * 2000, 1, 0)
+    assert {drawn.count(begin) > 120 for begin in range(10)} == {True}
+
+
+class Shift:
+    """Takes the place of a noise mixer: adds what it draws."""
+
+    def changes(self, generator: torch.Generator) -> Change:
+        return lambda features: features + torch.rand(1, generator=generator)
+
+
+def test_noise_is_drawn_anew_in_each_epoch_and_goes_on_after_a_stop() -> None:
+    def drawn(batches: BatchStream, count: int) -> dict[str, float]:
+        found = {}
+        for _ in range(count):
+            batch = batches.next_batch()
+            found.update(zip(batch.ids, batch.features[:, 0, 1].tolist(), strict=True))
+        return found
+
+    batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, noise=Shift())  # type: ignore[arg-type]
+    length = len(batches._plan)
+    first = drawn(batches, length)
+    assert len(set(first.values())) == 200
+    crops(batches, 3)
+    second = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, noise=Shift())  # type: ignore[arg-type]
+    second.load_state_dict(dict(batches.state_dict()))
+    expected = drawn(batches, 20)
+    assert drawn(second, 20) == expected and not any(first[id] == value for id, value in expected.items())
 
 
 def test_tokens_come_from_the_texts() -> None:

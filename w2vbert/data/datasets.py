@@ -2,8 +2,9 @@
 
 import gzip
 import json
+import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +19,55 @@ from w2vbert.log import logger
 MIN_FRAMES = 10
 """Shortest utterance in filterbank frames: the receptive field of one encoder frame is 7, and one span needs more."""
 
+CACHE_BYTES = min(8 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+"""Features that a dataset keeps in memory: 8 GiB (149 h with 80 mel bins) or, if less, a quarter of the machine's."""
+
+Change = Callable[[Tensor], Tensor]
+"""What augmentation does to raw features (T, F) before they are normalised."""
+
 
 class SpeechDataset:
     """Utterances of one or more cut manifests with stored features.
 
     Attributes:
         ids: cut ids.
-        frames: filterbank frames of each.
+        frames: filterbank frames of each, of its crop where it is cropped.
+        spare: frames of each beyond its crop; 0 where all of it is taken.
         texts: transcripts, "" where there is none.
         speakers: speaker of each.
     """
 
-    def __init__(self, manifests: Sequence[Path], max_seconds: float) -> None:
-        """Reads the manifests; features stay on disk.
+    def __init__(
+        self, manifests: Sequence[Path], max_seconds: float, crop: bool = False, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        """Reads the manifests; features stay on disk until they are asked for.
 
         Args:
             manifests: `cuts_*.jsonl.gz` of `w2vbert features` or `w2vbert pseudo-label`.
-            max_seconds: longer utterances are left out, with a line in the log.
+            max_seconds: longer utterances are left out, with a line in the log, or cropped.
+            crop: of longer utterances take `max_seconds`.
+            cache_bytes: most features to keep in memory; what comes after is read from disk each time.
 
         Raises:
             UserError: a manifest is missing, has no features, or nothing is left.
         """
+        most = int(max_seconds * FRAMES_PER_SECOND)
         cuts = [cut for manifest in manifests for cut in read_cuts(manifest)]
-        self._cuts = [cut for cut in cuts if MIN_FRAMES <= cut.num_frames <= max_seconds * FRAMES_PER_SECOND]
+        self._cuts = [cut for cut in cuts if MIN_FRAMES <= cut.num_frames and (crop or cut.num_frames <= most)]
         dropped = len(cuts) - len(self._cuts)
         names = ", ".join(str(m) for m in manifests)
         if dropped:
-            logger.warning(f"{names}: left out {dropped} utterances under 0.1 s or over {max_seconds:g} s")
-        if not self._cuts:
+            over = "" if crop else f" or over {max_seconds:g} s"
+            logger.warning(f"{names}: left out {dropped} utterances under 0.1 s{over}")
+        if not self._cuts or most < MIN_FRAMES:
             raise UserError(f"{names}: no utterance between 0.1 and {max_seconds:g} s")
         self.ids = [cut.id for cut in self._cuts]
-        self.frames = [cut.num_frames for cut in self._cuts]
+        self.frames = [min(cut.num_frames, most) for cut in self._cuts]
+        self.spare = [max(cut.num_frames - most, 0) for cut in self._cuts]
         self.texts = [(cut.supervisions[0].text or "") if cut.supervisions else "" for cut in self._cuts]
         self.speakers = [(cut.supervisions[0].speaker or "") if cut.supervisions else "" for cut in self._cuts]
-        self._cache: dict[int, Tensor] = {}
+        self._cache: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._free_bytes = cache_bytes
 
     def __len__(self) -> int:
         return len(self._cuts)
@@ -61,32 +77,96 @@ class SpeechDataset:
         """Hours of audio."""
         return sum(self.frames) / FRAMES_PER_SECOND / 3600
 
-    def load(self, index: int) -> Tensor:
-        """Normalised features (T, F) of one utterance.
+    def leave_out(self, indices: Collection[int]) -> None:
+        """Forgets the utterances at `indices`; those after them move up. Before any features are loaded."""
+        assert not self._cache
+        kept = [index for index in range(len(self)) if index not in indices]
+        self._cuts = [self._cuts[i] for i in kept]
+        self.ids, self.texts = [self.ids[i] for i in kept], [self.texts[i] for i in kept]
+        self.frames, self.spare = [self.frames[i] for i in kept], [self.spare[i] for i in kept]
+        self.speakers = [self.speakers[i] for i in kept]
+
+    def load(self, index: int, start: int = 0) -> Tensor:
+        """Features (T, F) of one utterance from frame `start` on, T = `frames[index]`, normalised over these frames.
 
         Raises:
             UserError: its stored features are missing or damaged.
         """
-        if index not in self._cache:
-            cut = self._cuts[index]
-            try:
-                stored = torch.from_numpy(cut.load_features())
-            except (OSError, EOFError, ValueError, RuntimeError) as error:
-                place = cut.features.storage_path
-                raise UserError(f"{cut.id}: cannot read its features from {place}: make them again") from error
-            self._cache[index] = normalize(stored).to(torch.bfloat16)
-        return self._cache[index].float()
+        return self._cached(index, start, torch.bfloat16, normalize)
+
+    def load_changed(self, index: int, change: Change, start: int = 0) -> Tensor:
+        """Features like those of `load`, normalised after `change` has worked on the raw ones.
+
+        Raises:
+            UserError: the stored features are missing or damaged.
+        """
+        # Stored values lie within 16 of 0 and have errors of up to 1/64: float16 (1/256 there) is fine enough.
+        return normalize(change(self._cached(index, start, torch.float16, lambda features: features)))
+
+    def _cached(self, index: int, start: int, dtype: torch.dtype, make: Change) -> Tensor:
+        """What `make` makes of stored features, float32; whole utterances are kept in memory as `dtype`."""
+        key = (index, dtype)
+        if key in self._cache:
+            return self._cache[key].float()
+        features = make(read_frames(self._cuts[index], start, self.frames[index])).to(dtype)
+        size = features.numel() * features.element_size()
+        if self.spare[index]:
+            return features.float()
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            self._cache[key] = features
+        elif self._free_bytes:
+            self._free_bytes = 0
+            hours = sum(len(kept) for kept in self._cache.values()) / FRAMES_PER_SECOND / 3600
+            logger.info(f"features of {hours:.1f} of {self.hours:.1f} h fit in memory; the rest is read from disk")
+        return features.float()
 
     def batch(self, indices: Sequence[int], encode: Callable[[str], list[int]] | None = None) -> SpeechBatch:
         """The utterances at `indices` as a batch, with tokens where `encode` turns text into them."""
         return self.joined([[index] for index in indices], encode)
 
-    def joined(self, groups: Sequence[Sequence[int]], encode: Callable[[str], list[int]] | None = None) -> SpeechBatch:
-        """A batch in which the utterances of a group follow one another as if they were one."""
+    def joined(
+        self,
+        groups: Sequence[Sequence[int]],
+        encode: Callable[[str], list[int]] | None = None,
+        starts: Sequence[int] | None = None,
+        change: Change | None = None,
+    ) -> SpeechBatch:
+        """A batch in which the utterances of a group follow one another as if they were one.
+
+        Args:
+            groups: indices of the utterances of each.
+            encode: text to tokens; None for a batch without.
+            starts: first frame of each utterance of the dataset, where crops begin; None: 0.
+            change: augmentation of raw features.
+        """
+
+        def load(index: int) -> Tensor:
+            start = 0 if starts is None else starts[index]
+            return self.load(index, start) if change is None else self.load_changed(index, change, start)
+
         ids = ["+".join(self.ids[i] for i in group) for group in groups]
-        features = [torch.cat([self.load(i) for i in group]) for group in groups]
+        features = [torch.cat([load(i) for i in group]) for group in groups]
         texts = [" ".join(self.texts[i] for i in group if self.texts[i]) for group in groups]
         return collate(ids, features, None if encode is None else [encode(text) for text in texts])
+
+
+def read_frames(cut: Any, start: int, frames: int) -> Tensor:
+    """Raw features (T, F) float32 of a cut's `frames` frames from `start` on; no others are read where it is stored.
+
+    Raises:
+        UserError: the stored features are missing or damaged.
+    """
+    if frames < cut.num_frames:
+        cut = cut.truncate(offset=start * cut.frame_shift, duration=frames * cut.frame_shift, preserve_id=True)
+    try:
+        features = torch.from_numpy(cut.load_features())
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
+        place = cut.features.storage_path
+        raise UserError(f"{cut.id}: cannot read its features from {place}: make them again") from error
+    if len(features) != frames or not bool(features.isfinite().all()):
+        raise UserError(f"{cut.id}: its features in {cut.features.storage_path} are damaged: make them again")
+    return features
 
 
 def read_cuts(manifest: Path) -> list[Any]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
+from w2vbert.data.noise import NoiseMixer
 
 
 def plan_epoch(frames: Sequence[int], batch_seconds: float, seed: int, epoch: int) -> list[list[int]]:
@@ -51,6 +53,19 @@ def join_utterances(count: int, most: int, seed: int, epoch: int) -> list[list[i
     return [group.tolist() for group in order.tensor_split(ends) if len(group)]
 
 
+def draw_crops(spare: Sequence[int], seed: int, epoch: int) -> list[int]:
+    """Where the crop of each utterance begins, uniform over 0 to its `spare` frames."""
+    generator = _generator(seed, epoch)
+    drawn = torch.rand(len(spare), generator=generator, dtype=torch.float64)
+    return (drawn * (torch.tensor(spare) + 1)).long().tolist()
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """A generator that stands apart from those of all other numbers, and of `plan_epoch`."""
+    (state,) = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
 class BatchStream:
     """Endless training batches of a dataset; `state_dict` is its position."""
 
@@ -61,6 +76,7 @@ class BatchStream:
         seed: int,
         encode: Callable[[str], list[int]] | None = None,
         join: int = 1,
+        noise: NoiseMixer | None = None,
     ) -> None:
         """Begins at the first batch of the first epoch.
 
@@ -70,30 +86,37 @@ class BatchStream:
             seed: decides the order.
             encode: text to tokens; None for batches without.
             join: up to so many utterances, drawn anew in each epoch, follow one another as if they were one.
+            noise: mixed into utterances, drawn anew in each epoch.
         """
         self.join = join
+        self.noise = noise
         self.dataset = dataset
         self.batch_seconds = batch_seconds
         self.seed = seed
         self.encode = encode
         self.epoch = 0
         self.position = 0
-        self._plan = self._plan_epoch()
+        self._plan, self._starts = self._plan_epoch()
 
-    def _plan_epoch(self) -> list[list[list[int]]]:
+    def _plan_epoch(self) -> tuple[list[list[list[int]]], list[int]]:
+        """Groups of utterances of each batch, and the first frame of each utterance."""
         groups = join_utterances(len(self.dataset), self.join, self.seed, self.epoch)
         frames = [sum(self.dataset.frames[i] for i in group) for group in groups]
         batches = plan_epoch(frames, self.batch_seconds, self.seed, self.epoch)
-        return [[groups[i] for i in batch] for batch in batches]
+        starts = draw_crops(self.dataset.spare, self.seed, self.epoch)
+        return [[groups[i] for i in batch] for batch in batches], starts
 
     def next_batch(self) -> SpeechBatch:
         """The next batch; after the last of an epoch comes the first of the next."""
         if self.position == len(self._plan):
             self.epoch, self.position = self.epoch + 1, 0
-            self._plan = self._plan_epoch()
+            self._plan, self._starts = self._plan_epoch()
         groups = self._plan[self.position]
+        change = None
+        if self.noise is not None:
+            change = self.noise.changes(_generator(self.seed, self.epoch, self.position))
         self.position += 1
-        return self.dataset.joined(groups, self.encode)
+        return self.dataset.joined(groups, self.encode, self._starts, change)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and position in it."""
@@ -102,7 +125,7 @@ class BatchStream:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continues at a position."""
         self.epoch, self.position = state["epoch"], state["position"]
-        self._plan = self._plan_epoch()
+        self._plan, self._starts = self._plan_epoch()
 
 
 def in_order(
