@@ -7,12 +7,18 @@ import torch
 from torch import nn
 
 from tests.models.tiny import BLOCK, ROTARY, noise, unsettle
-from w2vbert.models.attention import SelfAttention, rotate
+from w2vbert.models.attention import SelfAttention, by_distance, rotate
 from w2vbert.models.conformer import ConformerBlock, ConformerConfig, ConvolutionModule, MaskedBatchNorm
 from w2vbert.ops.lengths import lengths_to_mask
 
 LENGTHS = torch.tensor([30, 17, 4, 1])
 MASK = lengths_to_mask(LENGTHS, 30)
+KINDS = [
+    BLOCK,
+    ROTARY,
+    replace(BLOCK, positions="rotary_input"),
+    replace(BLOCK, positions="relative_key", convolution="causal", span_frames=(5, 2)),
+]
 
 
 def block(config: ConformerConfig) -> ConformerBlock:
@@ -22,7 +28,7 @@ def block(config: ConformerConfig) -> ConformerBlock:
     return module
 
 
-@pytest.mark.parametrize("config", [BLOCK, ROTARY], ids=["none", "rotary"])
+@pytest.mark.parametrize("config", KINDS, ids=lambda config: f"{config.positions}-{config.convolution}")
 def test_padding_changes_no_real_frame(config: ConformerConfig) -> None:
     module = block(config).eval()
     x = noise(4, 30, config.dim)
@@ -95,7 +101,7 @@ def test_convolution_sees_its_kernel_only() -> None:
 
 def test_attention_without_positions_does_not_know_the_order() -> None:
     torch.manual_seed(0)
-    module = SelfAttention(16, 2, rotary=False, dropout=0.0)
+    module = SelfAttention(16, 2, "none", dropout=0.0)
     x, order = noise(1, 12, 16), torch.randperm(12, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(module(x[:, order], None), module(x, None)[:, order], atol=1e-5, rtol=0)
 
@@ -114,12 +120,50 @@ def test_rotary_scores_depend_on_relative_position_only() -> None:
 
 def test_rotary_attention_knows_the_order_but_not_the_place() -> None:
     torch.manual_seed(0)
-    module = SelfAttention(16, 2, rotary=True, dropout=0.0)
+    module = SelfAttention(16, 2, "rotary", dropout=0.0)
     x = noise(1, 12, 16)
     assert (module(x.flip(1), None).flip(1) - module(x, None)).abs().max() > 1e-3
     shifted = nn.functional.pad(x, (0, 0, 9, 0))  # nine frames of left padding, not attended to
     mask = torch.arange(21)[None] >= 9
     torch.testing.assert_close(module(shifted, mask)[:, 9:], module(x, None), atol=1e-5, rtol=0)
+
+
+def test_a_causal_convolution_sees_the_past_only() -> None:
+    torch.manual_seed(0)
+    module = ConvolutionModule(replace(BLOCK, convolution="causal"))
+    x = noise(1, 20, 16).requires_grad_()
+    (grad,) = torch.autograd.grad((module(x, None)[0, 10] * noise(16)).sum(), x)
+    assert grad[0].abs().sum(-1).nonzero().squeeze(1).tolist() == [6, 7, 8, 9, 10]
+    assert not any(name.endswith("bias") for name, _ in module.named_parameters() if not name.startswith("norm"))
+
+
+@pytest.mark.parametrize("frames", [1, 3, 9, 30])
+@pytest.mark.parametrize(("left", "right"), [(5, 2), (0, 0), (4, 0)])
+def test_scores_by_distance_are_indexing_with_its_gradient(frames: int, left: int, right: int) -> None:
+    scores = noise(2, 3, frames, left + right + 1).double().requires_grad_()
+    frame = torch.arange(frames)
+    index = (frame - frame[:, None]).clamp(-left, right) + left  # (T, T)
+    expected = torch.stack([scores[:, :, i, index[i]] for i in range(frames)], dim=2)
+    weights = noise(2, 3, frames, frames, seed=1).double()
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), scores)
+    found = by_distance(scores, left)
+    (grad,) = torch.autograd.grad((found * weights).sum(), scores)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(grad, expected_grad, atol=1e-12, rtol=1e-12)
+
+
+def test_relative_keys_are_shaws_equation() -> None:
+    torch.manual_seed(0)
+    module = SelfAttention(16, 2, "relative_key", dropout=0.0, span_frames=(3, 1))
+    x = noise(1, 9, 16)
+    q, k, v = (part.view(9, 2, 8) for part in module.qkv(x)[0].chunk(3, dim=-1))
+    assert module.distance_keys is not None
+    rows = []
+    for i in range(9):
+        keys = torch.stack([k[j] + module.distance_keys[min(max(j - i, -3), 1) + 3] for j in range(9)])  # (9, 2, 8)
+        weights = ((keys * q[i]).sum(-1) / 8**0.5).softmax(0)  # (9, 2)
+        rows.append((weights[..., None] * v).sum(0).flatten())
+    torch.testing.assert_close(module(x, None)[0], module.out(torch.stack(rows)), atol=1e-5, rtol=0)
 
 
 def test_dropout_acts_in_training_only() -> None:
@@ -132,8 +176,15 @@ def test_dropout_acts_in_training_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"heads": 3}, {"kernel": 4}, {"dropout_prob": 1.0}, {"heads": 1024, "positions": "rotary"}]
+    "values",
+    [
+        {"heads": 3},
+        {"kernel": 4},
+        {"dropout_prob": 1.0},
+        {"heads": 1024, "positions": "rotary"},
+        {"span_frames": (-1, 0)},
+    ],
 )
 def test_contradictions_are_refused(values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="heads|kernel|dropout|rotary"):
+    with pytest.raises(ValueError, match="heads|kernel|dropout|rotary|span_frames"):
         ConformerConfig(**values)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2vbert.models.attention import SelfAttention
+from w2vbert.models.attention import Positions, SelfAttention
 from w2vbert.ops.lengths import zero_padding
 
 
@@ -20,22 +20,29 @@ class ConformerConfig:
         heads: H, attention heads (8: paper).
         feed_forward_dim: inner dimension of the half-step feed-forward layers (4096: from the model's size).
         kernel: frames that the depthwise convolution sees, odd (5: paper).
-        positions: none (paper's family, medium confidence) or rotary.
+        positions: none (paper's family, medium confidence), rotary, rotary_input or relative_key (see `SelfAttention`).
         dropout_prob: dropout after each sub-layer and in the attention (0.1: family).
+        convolution: centred, with BatchNorm and biases (Gulati et al. 2020), or causal, which sees the past only, with
+            LayerNorm and no biases (w2v-bert-2.0).
+        span_frames: how far to the left and to the right relative_key tells distances apart (64 and 8: w2v-bert-2.0).
     """
 
     dim: int = 1024
     heads: int = 8
     feed_forward_dim: int = 4096
     kernel: int = 5
-    positions: Literal["none", "rotary"] = "none"
+    positions: Positions = "none"
     dropout_prob: float = 0.1
+    convolution: Literal["centred", "causal"] = "centred"
+    span_frames: tuple[int, int] = (64, 8)
 
     def __post_init__(self) -> None:
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
-        if self.positions == "rotary" and self.dim // self.heads % 2:
+        if self.positions in ("rotary", "rotary_input") and self.dim // self.heads % 2:
             raise ValueError(f"rotary positions need an even number of channels a head, not {self.dim // self.heads}")
+        if min(self.span_frames) < 0:
+            raise ValueError(f"span_frames must not be negative, not {self.span_frames}")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, not {self.kernel}")
         if not 0.0 <= self.dropout_prob < 1.0:
@@ -73,22 +80,25 @@ class MaskedBatchNorm(nn.Module):
 
 
 class ConvolutionModule(nn.Module):
-    """Pointwise linear and GLU, depthwise convolution, BatchNorm, Swish, pointwise linear (section 2.2)."""
+    """Pointwise linear and GLU, depthwise convolution, BatchNorm, Swish, pointwise linear (section 2.2).
+
+    The causal form of w2v-bert-2.0 has LayerNorm in BatchNorm's place, and pointwise layers without biases.
+    """
 
     def __init__(self, config: ConformerConfig) -> None:
         super().__init__()
-        self.pointwise_in = nn.Linear(config.dim, 2 * config.dim)
-        self.depthwise = nn.Conv1d(
-            config.dim, config.dim, config.kernel, padding=config.kernel // 2, groups=config.dim, bias=False
-        )
-        self.norm = MaskedBatchNorm(config.dim)
-        self.pointwise_out = nn.Linear(config.dim, config.dim)
+        dim, causal = config.dim, config.convolution == "causal"
+        padding = config.kernel - 1 if causal else config.kernel // 2
+        self.pointwise_in = nn.Linear(dim, 2 * dim, bias=not causal)
+        self.depthwise = nn.Conv1d(dim, dim, config.kernel, padding=padding, groups=dim, bias=False)
+        self.norm = nn.LayerNorm(dim) if causal else MaskedBatchNorm(dim)
+        self.pointwise_out = nn.Linear(dim, dim, bias=not causal)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, T, D) -> (B, T, D); padded frames are zeroed before the convolution mixes time."""
         x = zero_padding(F.glu(self.pointwise_in(x)), mask)
-        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)  # (B, T, D)
-        x = self.norm(zero_padding(x, mask), mask)
+        x = self.depthwise(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)  # (B, T, D)
+        x = self.norm(zero_padding(x, mask), mask) if isinstance(self.norm, MaskedBatchNorm) else self.norm(x)
         return self.pointwise_out(F.silu(x))
 
 
@@ -114,7 +124,9 @@ class ConformerBlock(nn.Module):
         self.norm_ff1 = nn.LayerNorm(config.dim)
         self.ff1 = FeedForward(config)
         self.norm_attention = nn.LayerNorm(config.dim)
-        self.attention = SelfAttention(config.dim, config.heads, config.positions == "rotary", config.dropout_prob)
+        self.attention = SelfAttention(
+            config.dim, config.heads, config.positions, config.dropout_prob, config.span_frames
+        )
         self.norm_convolution = nn.LayerNorm(config.dim)
         self.convolution = ConvolutionModule(config)
         self.norm_ff2 = nn.LayerNorm(config.dim)

@@ -1,6 +1,7 @@
 """The speech encoder: feature encoder and two stacks of conformer blocks (w2v-BERT, section 2.1).
 
-B batch, T filterbank frames, F mel bins, C feature encoder dimension, D model dimension.
+B batch, T filterbank frames, F mel bins, C feature encoder dimension, D model dimension. T/4 stands for the encoder's
+frames; where the feature encoder stacks frames they are T/2.
 """
 
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from w2vbert.models.conformer import ConformerBlock, ConformerConfig
-from w2vbert.models.subsampling import FeatureEncoder, SubsamplingConfig
+from w2vbert.models.subsampling import SubsamplingConfig, make_feature_encoder
 from w2vbert.ops.lengths import padding_mask
 
 
@@ -56,7 +57,7 @@ class SpeechEncoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.feature_encoder = FeatureEncoder(config.subsampling)
+        self.feature_encoder = make_feature_encoder(config.subsampling)
         self.input_linear = nn.Linear(config.subsampling.output_dim, config.block.dim)
         self.dropout = nn.Dropout(config.block.dropout_prob)
         self.contrastive_blocks = nn.ModuleList(ConformerBlock(config.block) for _ in range(config.contrastive_blocks))

@@ -1,8 +1,8 @@
-"""Feature encoder: two strided convolutions, 100 Hz filterbanks to 25 Hz (w2v-BERT, section 2.1)."""
+"""Feature encoder: 100 Hz filterbanks to 25 Hz by two strided convolutions (w2v-BERT, section 2.1), or by stacking."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,19 +16,39 @@ class SubsamplingConfig:
     Attributes:
         num_mel_bins: F, filterbank bins (80: paper).
         channels: channels of the first and of the second convolution (unknown in the paper; 128 and 32 in its family).
+        kind: convolution (paper), or stack: neighbouring frames side by side (w2v-bert-2.0).
+        stacked_frames: how many frames are stacked (2: w2v-bert-2.0).
     """
 
     num_mel_bins: int = 80
     channels: tuple[int, int] = (128, 32)
+    kind: Literal["convolution", "stack"] = "convolution"
+    stacked_frames: int = 2
 
     def __post_init__(self) -> None:
         if self.num_mel_bins < 4 or min(self.channels) < 1:
             raise ValueError("num_mel_bins must be at least 4 and channels at least 1")
+        if not 1 <= self.stacked_frames <= 8:
+            raise ValueError(f"stacked_frames must lie in 1 to 8 (10 to 80 ms), not {self.stacked_frames}")
 
     @property
     def output_dim(self) -> int:
-        """C: channels times mel bins that are left."""
+        """C: channels times mel bins that are left, or stacked frames times mel bins."""
+        if self.kind == "stack":
+            return self.stacked_frames * self.num_mel_bins
         return self.channels[1] * ((self.num_mel_bins + 3) // 4)
+
+    @property
+    def stride(self) -> int:
+        """Filterbank frames (10 ms) for one encoder frame."""
+        return self.stacked_frames if self.kind == "stack" else 4
+
+    def output_lengths(self, lengths: Tensor) -> Tensor:
+        """Encoder frames of utterances with `lengths` filterbank frames, int64 (B,) -> (B,).
+
+        Convolutions round up. Stacking drops a rest of less than one stack, as w2v-bert-2.0's features do.
+        """
+        return lengths // self.stacked_frames if self.kind == "stack" else subsampled_lengths(lengths)
 
 
 class FeatureEncoder(nn.Module):
@@ -72,6 +92,36 @@ class FeatureEncoder(nn.Module):
         return x.masked_fill(~mask[:, None, :, None], 0.0)
 
 
-def is_too_short(lengths: Tensor) -> Tensor:
-    """Utterances without one whole receptive field (7 filterbank frames, 85 ms): bool (B,)."""
-    return lengths < torch.tensor(7, device=lengths.device)
+class FrameStacking(nn.Module):
+    """Puts neighbouring frames side by side and normalises each stack to mean 0 and variance 1.
+
+    w2v-bert-2.0's scale and shift after the normalisation are part of the linear layer that follows.
+    """
+
+    def __init__(self, config: SubsamplingConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Subsamples by `stacked_frames`, S.
+
+        Args:
+            features: (B, T, F), log-mel filterbanks; padding may hold anything.
+            lengths: int64 (B,), on the CPU.
+
+        Returns:
+            (B, T/S, S F) and lengths int64 (B,), rounded down; padded frames are zero.
+        """
+        batch, frames, _ = features.shape
+        stack = self.config.stacked_frames
+        x = features[:, : frames // stack * stack].reshape(
+            batch, frames // stack, self.config.output_dim
+        )  # (B, T/S, S F)
+        lengths = self.config.output_lengths(lengths)
+        x = F.layer_norm(x.float(), (self.config.output_dim,))
+        return zero_padding(x, lengths_to_mask(lengths.to(x.device), x.shape[1])), lengths
+
+
+def make_feature_encoder(config: SubsamplingConfig) -> nn.Module:
+    """The module of the config's kind; it maps (B, T, F) and lengths (B,) to (B, T/stride, C) and lengths (B,)."""
+    return FrameStacking(config) if config.kind == "stack" else FeatureEncoder(config)

@@ -6,9 +6,6 @@ B batch, T frames, D any feature dimension.
 import torch
 from torch import Tensor
 
-SUBSAMPLING = 4
-"""Filterbank frames (10 ms) for one encoder frame (40 ms): two strides of 2."""
-
 
 def lengths_to_mask(lengths: Tensor, max_length: int) -> Tensor:
     """True on the real frames of each utterance.
@@ -24,7 +21,7 @@ def lengths_to_mask(lengths: Tensor, max_length: int) -> Tensor:
 
 
 def subsampled_lengths(lengths: Tensor) -> Tensor:
-    """Encoder frames of utterances with `lengths` filterbank frames: half, rounded up, twice. int64 (B,) -> (B,)."""
+    """Frames after two convolutions of stride 2: half, rounded up, twice. int64 (B,) -> (B,)."""
     for _ in range(2):
         lengths = (lengths + 1) // 2
     return lengths

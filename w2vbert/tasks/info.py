@@ -6,7 +6,8 @@ from typing import Any
 
 from w2vbert.config import load_config, to_dict
 from w2vbert.errors import UserError
-from w2vbert.stages import STAMP, read_json
+from w2vbert.files import read_json
+from w2vbert.stages import STAMP
 
 
 def describe(target: Path | None, config_path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -53,7 +54,6 @@ def _describe_config(config_path: Path | None, overrides: Sequence[str]) -> dict
     import torch
 
     from w2vbert.models.w2v_bert import W2vBert
-    from w2vbert.ops.lengths import SUBSAMPLING
     from w2vbert.tasks.pretrain import PretrainConfig
 
     config = load_config(PretrainConfig, config_path, overrides)
@@ -73,6 +73,6 @@ def _describe_config(config_path: Path | None, overrides: Sequence[str]) -> dict
     return {
         "parameters": sum(by_part.values()),
         "parameters_by_part": by_part,
-        "frames_per_second": 100 / SUBSAMPLING,
+        "frames_per_second": 100 / config.model.encoder.subsampling.stride,
         "config": to_dict(config),
     }
