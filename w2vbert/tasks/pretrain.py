@@ -70,7 +70,8 @@ class PretrainTask:
         """Loss of a batch; the Gumbel temperature follows the step."""
         temperature = self.config.model.quantizer.temperature(step / self.config.train.max_steps)
         loss = self.model(batch.features, batch.lengths, temperature, generator)
-        sums = loss_sums(loss) | {"temperature": loss.count * temperature, "frames": (batch.lengths.sum() + 3) // 4}
+        frames = self.config.model.encoder.subsampling.output_lengths(batch.lengths).sum()
+        sums = loss_sums(loss) | {"temperature": loss.count * temperature, "frames": frames}
         return StepOutput(loss.total, loss.count, sums)
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
