@@ -14,7 +14,8 @@ import soundfile
 import yaml
 
 from w2vbert import cli
-from w2vbert.stages import STAMP, read_json
+from w2vbert.files import read_json
+from w2vbert.stages import STAMP
 
 SPLITS = ("unlabelled", "train", "dev", "test")
 HOURS = dict(zip(SPLITS, (0.006, 0.012, 0.004, 0.004), strict=True))  # 94 s

@@ -1,8 +1,7 @@
-"""Stages: all or nothing on disk, and stamps that notice every change of config, inputs and outputs."""
+"""Stages: stamps that notice every change of config, inputs and outputs, and runs that are not lost."""
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -13,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from w2vbert.errors import UserError
-from w2vbert.stages import STAMP, Step, atomic_dir, atomic_file, fingerprint, read_json, run_step, write_json
+from w2vbert.files import read_json
+from w2vbert.stages import STAMP, Call, Step, fingerprint, run_step
 
 
 @dataclass(frozen=True)
@@ -27,80 +27,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def disk_full() -> OSError:
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def make(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "a.txt").write_text("abc")
-
-
-def test_atomic_file_keeps_suffixes_and_makes_parents(tmp_path: Path) -> None:
-    target = tmp_path / "new" / "cuts.jsonl.gz"
-    with atomic_file(target) as partial:
-        assert partial.name.endswith(".jsonl.gz") and partial.parent == target.parent
-        partial.write_text("x")
-        assert not target.exists()
-    assert target.read_text() == "x" and names(target.parent) == ["cuts.jsonl.gz"]
-
-
-def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-    with pytest.raises(OSError, match="No space left"), atomic_file(target) as partial:
-        partial.write_text("half")
-        raise disk_full()
-    assert target.read_text() == "old" and names(tmp_path) == ["a.txt"]
-
-
-def test_full_disk_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with atomic_dir(target) as folder:
-        make(folder)
-    with pytest.raises(OSError, match="No space left"), atomic_dir(target) as folder:
-        (folder / "half").write_text("half")
-        raise disk_full()
-    assert names(target) == ["sub"] and names(tmp_path) == ["out"]
-
-
-def test_atomic_dir_replaces_the_older_folder_and_follows_links(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "old").write_text("old")
-    (tmp_path / "link").symlink_to("real")
-    with atomic_dir(tmp_path / "link") as folder:
-        make(folder)
-    assert (tmp_path / "link").is_symlink() and names(tmp_path / "real") == ["sub"]
-    assert names(tmp_path) == ["link", "real"]
-
-
-def test_atomic_dir_refuses_a_file(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("x")
-    with pytest.raises(UserError, match="is a file"), atomic_dir(tmp_path / "out"):
-        pass
-
-
-def test_leftovers_of_a_killed_process_go_at_the_next_try(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; from w2vbert.stages import atomic_dir\n"
-        "with atomic_dir(Path(sys.argv[1])) as folder:\n"
-        "    (folder / 'half').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
-    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "out").exists() and names(tmp_path) != []
-    with atomic_dir(tmp_path / "out") as folder:
-        make(folder)
-    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["sub"]
-
-
-def test_json_round_trip_and_errors(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"config": Config(), "é": [1.5, None]})
-    assert read_json(tmp_path / "a.json") == {"config": {"size": 1, "folder": "a", "pair": [1, 2]}, "é": [1.5, None]}
-    (tmp_path / "a.json").write_text('{"a": ')
-    with pytest.raises(UserError, match="damaged"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(UserError, match="no such file"):
-        read_json(tmp_path / "b.json")
 
 
 def test_fingerprint_follows_config_and_content(tmp_path: Path) -> None:
@@ -180,6 +109,112 @@ def test_long_steps_resume_only_the_same_run(tmp_path: Path) -> None:
     assert not Step("train", out, Config(2), {}).start() and not (out / "checkpoint").exists()
     (out / "checkpoint").mkdir()
     assert not Step("train", out, Config(2), {}).start(force=True) and not (out / "checkpoint").exists()
+
+
+def train(out: Path, size: int, finish: bool = True, force: bool = False) -> bool:
+    """A long step whose model tells the settings; whether it went on."""
+    step = Step("train", out, size, {})
+    went_on = step.start(force)
+    (out / "model").write_text(f"model {size}")
+    if finish:
+        step.finish()
+    return went_on
+
+
+def test_the_run_before_is_kept_until_the_new_one_is_finished(tmp_path: Path) -> None:
+    out, old = tmp_path / "out", tmp_path / "out.old"
+    train(out, 1)
+    run_step(Step("decode", out / "decode", None, {}), make)
+    assert not train(out, 2, finish=False)
+    assert (old / "model").read_text() == "model 1" and names(old / "decode") == [STAMP, "sub"]
+    assert not train(out, 3, finish=False)
+    assert (old / "model").read_text() == "model 1" and (out / "model").read_text() == "model 3"
+    assert train(out, 3) and names(tmp_path) == ["out"] and (out / "model").read_text() == "model 3"
+    assert not train(out, 3, finish=False, force=True) and (old / "model").read_text() == "model 3"
+
+
+def test_the_run_before_comes_back_with_its_settings(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(out, 1)
+    train(out, 2, finish=False)
+    assert Step("train", out, 1, {}).start()
+    assert (out / "model").read_text() == "model 1" and names(tmp_path) == ["out"]
+    train(out, 4, finish=False)
+    assert not train(out, 1, finish=False, force=True) and (tmp_path / "out.old" / "model").read_text() == "model 1"
+
+
+def test_old_folders_of_others_are_never_removed(tmp_path: Path) -> None:
+    train(tmp_path / "out", 1)
+    (tmp_path / "out.old").mkdir()
+    (tmp_path / "out.old" / "home.txt").write_text("precious")
+    with pytest.raises(UserError, match="out.old is not empty and was not made by train"):
+        train(tmp_path / "out", 2)
+    assert names(tmp_path / "out.old") == ["home.txt"] and (tmp_path / "out" / "model").read_text() == "model 1"
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from w2vbert.stages import Step
+left = int(sys.argv[2])
+def dying(function):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+for name in ("replace", "unlink", "rmdir", "mkdir"):
+    setattr(os, name, dying(getattr(os, name)))
+step = Step("train", Path(sys.argv[1]), 2, {})
+step.start()
+(step.out / "model").write_text("model 2")
+step.finish()
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_finished_run(tmp_path: Path) -> None:
+    def whole(folder: Path) -> bool:
+        outputs = read_json(folder / STAMP)["outputs"] if (folder / STAMP).exists() else {}
+        return bool(outputs) and all((folder / name).stat().st_size == size for name, size in outputs.items())
+
+    for moment in range(1, 40):
+        folder = tmp_path / str(moment)
+        out = folder / "out"
+        train(out, 1)
+        (out / "checkpoints").mkdir()
+        done = subprocess.run([sys.executable, "-c", DYING, str(out), str(moment)], check=False)
+        assert whole(out) or whole(folder / "out.old"), f"kill {moment}"
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL
+        train(out, 2)
+        assert whole(out) and (out / "model").read_text() == "model 2"
+    assert moment > 5 and names(folder) == ["out"]
+
+
+def test_a_call_is_known_again_until_something_changes(tmp_path: Path) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out"
+    source.write_text("1")
+    step = Step("test", out, None, {"in": source, "none": None})
+    assert not Call(out, ["a"]).is_done()
+    run_step(step, make)
+    assert not Call(out, ["a"]).is_done(), "made by another call, perhaps with other settings"
+    Call(out, ["a"]).note()
+    assert Call(out, ["a"]).is_done() and not Call(out, ["b"]).is_done() and step.is_done()
+    source.write_text("2")
+    assert not Call(out, ["a"]).is_done(), "input"
+    source.unlink()
+    assert not Call(out, ["a"]).is_done(), "input missing"
+    source.write_text("1")
+    assert Call(out, ["a"]).is_done()
+    (out / "sub" / "a.txt").write_text("ab")
+    assert not Call(out, ["a"]).is_done(), "output"
+    run_step(step, make)
+    assert not Call(out, ["a"]).is_done(), "the note went with the folder"
+    Call(tmp_path / "absent", ["a"]).note()
+    assert names(tmp_path) == ["in.txt", "out"]
 
 
 def test_folders_of_others_are_never_removed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from w2vbert.errors import UserError
-from w2vbert.stages import atomic_file
+from w2vbert.files import atomic_file
 
 if TYPE_CHECKING:
     from pydantic import ValidationError

@@ -1,94 +1,25 @@
-"""Finished steps: outputs that appear whole or not at all, and stamps that say from what they were made."""
+"""Finished steps: stamps that say from what an output was made, and whether it is up to date."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from w2vbert.errors import UserError
+from w2vbert.files import PARTIAL, atomic_dir, encode, read_json, real_path, remove_tree, write_json
 from w2vbert.log import logger
 
 STAMP = ".stamp.json"
 STARTED = ".started.json"
-PARTIAL = ".partial."
+CALL = ".call.json"
 HASHED_BYTES = 64 * 2**20  # larger input files are known by size and time of change, not by content
-
-
-@contextmanager
-def atomic_file(target: Path) -> Iterator[Path]:
-    """Yields a path in the folder of `target` (same suffix); the file written there becomes `target` if no error comes.
-
-    An error, such as a full disk, leaves the old `target` as it was and nothing beside it.
-    """
-    target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{PARTIAL}{target.name}")
-    try:
-        yield partial
-        _flush_to_disk(partial)
-        os.replace(partial, target)
-        _flush_to_disk(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_dir(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target`; it replaces `target`, and all that is in it, if no error comes.
-
-    An error, such as a full disk, leaves the old `target` as it was and nothing beside it.
-
-    Raises:
-        UserError: `target` is a file.
-    """
-    target = target.resolve()
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file, but a folder is to be written there")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{PARTIAL}{target.name}")
-    old = target.with_name(f".old.{target.name}")
-    for leftover in (partial, old):  # of a killed process
-        _remove_tree(leftover)
-    try:
-        partial.mkdir()
-        yield partial
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
-        _flush_to_disk(target.parent)
-    finally:
-        _remove_tree(partial)
-        _remove_tree(old)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes `value` (dataclasses and paths allowed) as indented JSON, atomically."""
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, default=_encode, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"no such file: {path}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: not valid JSON") from error
 
 
 def fingerprint(config: object, inputs: Mapping[str, Path | None]) -> str:
@@ -100,8 +31,7 @@ def fingerprint(config: object, inputs: Mapping[str, Path | None]) -> str:
     Raises:
         UserError: an input does not exist.
     """
-    known = {name: None if path is None else _hash_path(name, path) for name, path in inputs.items()}
-    return _hash_json({"config": config, "inputs": known})
+    return _hash_json({"config": config, "inputs": _hash_inputs(inputs)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +44,20 @@ class Step:
     inputs: Mapping[str, Path | None]
 
     @cached_property
+    def input_hashes(self) -> dict[str, str | None]:
+        """Hashes of the inputs, as they were when first asked for."""
+        return _hash_inputs(self.inputs)
+
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of the step's name, config and inputs, as they were when first asked for."""
-        return fingerprint({"step": self.name, "config": self.config}, self.inputs)
+        """Hash of the step's name, config and inputs."""
+        return _hash_json({"config": {"step": self.name, "config": self.config}, "inputs": self.input_hashes})
+
+    @property
+    def old(self) -> Path:
+        """Where the run before stays until this one, with other settings, is finished."""
+        out = real_path(self.out)
+        return out.with_name(f"{out.name}.old")
 
     def is_done(self) -> bool:
         """Whether `out` was finished from the same config and inputs and its outputs still have their sizes."""
@@ -127,38 +68,50 @@ class Step:
         if stamp["fingerprint"] != wanted:
             logger.info("%s: config or inputs have changed since %s was made", self.name, self.out)
             return False
-        for name, size in stamp["outputs"].items():
-            path = self.out / name
-            if not path.is_file() or path.stat().st_size != size:
-                logger.info("%s: %s has changed or is missing", self.name, path)
-                return False
+        changed = _find_changed_output(self.out, stamp)
+        if changed is not None:
+            logger.info("%s: %s has changed or is missing", self.name, changed)
+            return False
         logger.info("%s: up to date (%s)", self.name, self.out)
         return True
 
     def start(self, force: bool = False) -> bool:
         """For long steps that write into `out` as they go: True if the same run, unfinished, goes on there.
 
-        Otherwise an older run is removed and `out` is made anew, with a mark (`.started.json`) of this fingerprint.
+        Otherwise `out` is made anew, with a mark (`.started.json`) of this fingerprint. A run that was there becomes
+        `old` until the new one is finished; when its settings are given again before that, it comes back.
 
         Raises:
             UserError: `out` holds something that no step has made.
         """
         self.check_out()
-        started = self.out / STARTED
-        if not force and started.is_file() and _read_mark(started) == self.fingerprint:
+        if not force and self._is_mark_of(self.out):
             (self.out / STAMP).unlink(missing_ok=True)
             return True
-        if self.out.exists():
-            # The mark goes last, so that a kill in between leaves a folder that is still known as ours.
-            for path in sorted(self.out.iterdir(), key=lambda path: path.name in (STAMP, STARTED)):
-                _remove_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        write_json(started, {"step": self.name, "fingerprint": self.fingerprint})
+        out, old = real_path(self.out), self.old
+        if old.is_dir() and not (out / STAMP).exists():  # what is in `out` has not taken its place
+            _remove_run(out)
+            if not force and self._is_mark_of(old):
+                os.replace(old, out)
+                logger.info("%s: %s is that of these settings again", self.name, self.out)
+                return True
+        elif out.is_dir() and any(out.iterdir()):
+            _remove_run(old)
+            os.replace(out, old)
+        if old.is_dir():
+            logger.info("%s: the run before is kept as %s until this one is finished", self.name, old)
+        write_json(out / STARTED, {"step": self.name, "fingerprint": self.fingerprint})
         return False
+
+    def _is_mark_of(self, folder: Path) -> bool:
+        """Whether a run of this fingerprint began in a folder."""
+        return (folder / STARTED).is_file() and _read_mark(folder / STARTED) == self.fingerprint
 
     def finish(self, folder: Path | None = None) -> None:
         """Writes the stamp into `folder` (default: `out`): fingerprint, every output with its size, config and time.
 
         Hidden files, logs (`*.log`, which may grow) and folders with a stamp of their own are not counted as outputs.
+        The run before, if `start` has kept one, is removed.
         """
         folder = folder or self.out
         outputs = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(_own_files(folder))}
@@ -168,23 +121,69 @@ class Step:
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "outputs": outputs,
             "inputs": dict(self.inputs),
+            "input_hashes": self.input_hashes,
             "config": self.config,
         }
         write_json(folder / STAMP, stamp)
+        if (folder / STARTED).exists():
+            _remove_run(self.old)
 
     def check_out(self) -> None:
         """Refuses an `out` that would be lost: a file, a folder of another step or of no step, or one of the inputs."""
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"{self.out} is a file, but {self.name} writes a folder there")
+        self._check_folder(self.out)
+        if self.old.exists():
+            self._check_folder(self.old)
+
+    def _check_folder(self, folder: Path) -> None:
         for name, path in self.inputs.items():
-            if path is not None and path.resolve().is_relative_to(self.out.resolve()):
-                raise UserError(f"{self.out} holds the input {name} of {self.name}: name another folder to write")
-        makers = {_read_maker(self.out / mark) for mark in (STAMP, STARTED) if (self.out / mark).exists()}
+            if path is not None and real_path(path).is_relative_to(real_path(folder)):
+                raise UserError(f"{folder} holds the input {name} of {self.name}: name another folder to write")
+        makers = {_read_maker(folder / mark) for mark in (STAMP, STARTED) if (folder / mark).exists()}
         others = sorted(maker for maker in makers if maker not in (self.name, None))
         if others:
-            raise UserError(f"{self.out} was made by {others[0]}, not by {self.name}: name another folder")
-        if not makers and self.out.is_dir() and any(not path.name.startswith(PARTIAL) for path in self.out.iterdir()):
-            raise UserError(f"{self.out} is not empty and was not made by {self.name}: name another folder or empty it")
+            raise UserError(f"{folder} was made by {others[0]}, not by {self.name}: name another folder")
+        if not makers and folder.is_dir() and any(not path.name.startswith(PARTIAL) for path in folder.iterdir()):
+            raise UserError(f"{folder} is not empty and was not made by {self.name}: name another folder or empty it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A command as it was typed: whether its step is up to date can be told without loading what it needs to work.
+
+    Attributes:
+        out: folder of the step.
+        typed: command, arguments and settings, before defaults are filled in.
+    """
+
+    out: Path
+    typed: object
+
+    def is_done(self) -> bool:
+        """Whether this call, by the same code, has made `out`, and neither inputs nor outputs have changed."""
+        stamp = _read_stamp(self.out)
+        if stamp is None or not (self.out / CALL).is_file() or not {"inputs", "input_hashes"} <= stamp.keys():
+            return False
+        if _read_mark(self.out / CALL) != self._fingerprint(stamp):
+            return False
+        paths = {name: path and Path(path) for name, path in stamp["inputs"].items()}
+        try:
+            if _hash_inputs(paths) != stamp["input_hashes"] or _find_changed_output(self.out, stamp) is not None:
+                return False
+        except UserError:  # an input is gone
+            return False
+        logger.info("%s: up to date (%s)", stamp["step"], self.out)
+        return True
+
+    def note(self) -> None:
+        """Notes that this call has made `out`, or found it up to date."""
+        stamp = _read_stamp(self.out)
+        if stamp is not None:
+            write_json(self.out / CALL, {"fingerprint": self._fingerprint(stamp)})
+
+    def _fingerprint(self, stamp: Mapping[str, Any]) -> str:
+        return _hash_json([self.typed, os.getcwd(), _hash_code(), stamp["fingerprint"]])
 
 
 def run_step(step: Step, work: Callable[[Path], None], force: bool = False) -> bool:
@@ -198,18 +197,20 @@ def run_step(step: Step, work: Callable[[Path], None], force: bool = False) -> b
     return True
 
 
-def _encode(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
 def _hash_json(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_encode).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=encode).encode()).hexdigest()
+
+
+def _hash_inputs(inputs: Mapping[str, Path | None]) -> dict[str, str | None]:
+    return {name: None if path is None else _hash_path(name, path) for name, path in inputs.items()}
+
+
+@cache
+def _hash_code() -> str:
+    """Hash of the package's own code: defaults and their meaning stand there."""
+    package = Path(__file__).parent
+    files = sorted(package.rglob("*.py"))
+    return _hash_json([(str(path.relative_to(package)), path.read_text(encoding="utf-8")) for path in files])
 
 
 def _hash_path(name: str, path: Path) -> str:
@@ -253,6 +254,15 @@ def _own_files(folder: Path) -> Iterator[Path]:
             yield from _own_files(path)
 
 
+def _find_changed_output(folder: Path, stamp: Mapping[str, Any]) -> Path | None:
+    """The first output that is missing or has another size than the stamp says; None if all are as they were."""
+    for name, size in stamp["outputs"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return path
+    return None
+
+
 def _read_stamp(folder: Path) -> dict[str, Any] | None:
     """The stamp in a folder; None if there is none, or a damaged one."""
     if not (folder / STAMP).is_file():
@@ -283,14 +293,10 @@ def _read_mark(started: Path) -> str | None:
     return mark.get("fingerprint") if isinstance(mark, dict) else None
 
 
-def _remove_tree(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove_run(folder: Path) -> None:
+    """Removes a step's folder, its marks last, so that a kill in between leaves one that is still known as ours."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir(), key=lambda path: path.name in (STAMP, STARTED)):
+        remove_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    folder.rmdir()

@@ -23,8 +23,9 @@ import pytest
 import yaml
 
 from w2vbert import cli
+from w2vbert.files import read_json
 from w2vbert.log import setup_logging
-from w2vbert.stages import STAMP, read_json
+from w2vbert.stages import STAMP
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "mini" / "run.sh"
 COMMANDS = Path(sys.executable).parent

@@ -23,7 +23,7 @@ from tests.tasks.conftest import Prepared, is_up_to_date, kill, run
 from w2vbert.config import load_config
 from w2vbert.data.features import normalize
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
-from w2vbert.stages import read_json
+from w2vbert.files import read_json
 from w2vbert.tasks import decode as task
 from w2vbert.tasks.decode import DecodeConfig, Piece
 

@@ -14,10 +14,10 @@ from lhotse import CutSet
 from tests.tasks.conftest import ENCODER, Prepared, is_up_to_date, kill, run
 from w2vbert.config import load_config, save_config
 from w2vbert.data.tokenizer import Tokenizer
+from w2vbert.files import read_json
 from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.transducer import PredictorConfig, TransducerConfig
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
-from w2vbert.stages import read_json
 from w2vbert.tasks.finetune import FinetuneConfig, TransducerLossConfig
 from w2vbert.tasks.recognize import load_transducer
 from w2vbert.training.checkpoint import read_weights, save_weights, write_model_card

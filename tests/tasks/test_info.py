@@ -10,8 +10,9 @@ import yaml
 
 from tests.tasks.conftest import ENCODER, Prepared, run
 from w2vbert.config import save_config, to_dict
+from w2vbert.files import read_json, write_json
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
-from w2vbert.stages import STAMP, read_json, write_json
+from w2vbert.stages import STAMP
 from w2vbert.tasks.info import describe
 from w2vbert.tasks.pretrain import PretrainConfig
 from w2vbert.tasks.recognize import load_transducer

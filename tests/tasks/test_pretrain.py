@@ -13,9 +13,9 @@ from lhotse import CutSet
 
 from tests.tasks.conftest import ENCODER, Prepared, is_up_to_date, kill, run
 from w2vbert.config import load_config, save_config
+from w2vbert.files import read_json
 from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
-from w2vbert.stages import read_json
 from w2vbert.tasks.finetune import load_pretrained
 from w2vbert.tasks.pretrain import PretrainConfig
 from w2vbert.training.checkpoint import read_weights

@@ -16,9 +16,9 @@ from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
+from w2vbert.files import read_json, write_json
 from w2vbert.models.transducer import TransducerConfig
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
-from w2vbert.stages import read_json, write_json
 from w2vbert.tasks import recognize as task
 from w2vbert.tasks.recognize import check_features, load_transducer, recognize
 from w2vbert.training.checkpoint import save_weights, write_model_card

@@ -9,7 +9,7 @@ import pytest
 
 from tests.tasks.conftest import run
 from w2vbert.errors import UserError
-from w2vbert.stages import write_json
+from w2vbert.files import write_json
 from w2vbert.tasks.curve import earlier_hours
 from w2vbert.tasks.report import write_report
 

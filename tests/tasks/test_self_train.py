@@ -17,7 +17,7 @@ from w2vbert.config import load_config
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.decoding.hypothesis import Hypothesis
-from w2vbert.stages import read_json
+from w2vbert.files import read_json
 from w2vbert.tasks.recognize import Recognition
 from w2vbert.tasks.self_train import PseudoLabelConfig, filter_labels
 

@@ -11,7 +11,7 @@ from w2vbert.decoding import ngram
 from w2vbert.decoding.ngram import NgramConfig
 from w2vbert.decoding.scorers import NgramScorer
 from w2vbert.errors import UserError
-from w2vbert.stages import read_json
+from w2vbert.files import read_json
 from w2vbert.tasks.train_lm import LanguageModelConfig, train_ngram
 
 NUMBERS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN".split()

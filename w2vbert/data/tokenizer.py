@@ -11,8 +11,8 @@ import sentencepiece
 
 from w2vbert.config import load_config, save_config
 from w2vbert.errors import UserError
+from w2vbert.files import atomic_file
 from w2vbert.log import logger
-from w2vbert.stages import atomic_file
 
 BLANK, UNKNOWN = "<blk>", "<unk>"
 MODEL_FILE, CONFIG_FILE = "tokenizer.model", "config.yaml"

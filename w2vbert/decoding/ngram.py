@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from w2vbert.errors import UserError
-from w2vbert.stages import atomic_file
+from w2vbert.files import atomic_file
 
 UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
 SPECIALS = (UNKNOWN, BEGIN, END)  # ids 0, 1, 2 here

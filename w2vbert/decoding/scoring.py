@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from w2vbert.errors import UserError
-from w2vbert.stages import atomic_file
+from w2vbert.files import atomic_file
 
 NOTHING = ""  # stands in an alignment where a word has no partner
 RESAMPLES = 2000

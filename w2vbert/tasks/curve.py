@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from w2vbert.stages import atomic_file
+from w2vbert.files import atomic_file
 
 
 def earlier_hours(result: dict[str, Any]) -> float:

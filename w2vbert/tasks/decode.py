@@ -21,9 +21,10 @@ from w2vbert.decoding.scorers import NgramScorer, Scorer
 from w2vbert.decoding.scoring import score_pairs, write_scores
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
+from w2vbert.files import atomic_file, write_json
 from w2vbert.log import logger, progress
 from w2vbert.models.transducer import Transducer
-from w2vbert.stages import Step, atomic_file, run_step, write_json
+from w2vbert.stages import Step, run_step
 from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
 from w2vbert.training.checkpoint import read_model_card
 

@@ -19,12 +19,13 @@ from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.scoring import score_pairs
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
+from w2vbert.files import read_json
 from w2vbert.log import logger
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
 from w2vbert.ops.lengths import subsampled_lengths
-from w2vbert.stages import Step, read_json
+from w2vbert.stages import Step
 from w2vbert.tasks.recognize import check_features, recognize
 from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
 from w2vbert.training.checkpoint import load_weights, read_model_card

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert.errors import UserError
-from w2vbert.stages import atomic_file, read_json
+from w2vbert.files import atomic_file, read_json
 from w2vbert.tasks.curve import draw_wer_curve
 
 Row = tuple[str, Path]

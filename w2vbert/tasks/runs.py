@@ -17,9 +17,10 @@ from w2vbert import __version__
 from w2vbert.config import load_config, save_config
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.errors import UserError
+from w2vbert.files import write_json
 from w2vbert.log import logger, setup_logging
 from w2vbert.models.encoder import EncoderConfig
-from w2vbert.stages import Step, write_json
+from w2vbert.stages import Step
 from w2vbert.training.checkpoint import write_model_card
 from w2vbert.training.trainer import TrainConfig, TrainResult
 

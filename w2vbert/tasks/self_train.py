@@ -11,8 +11,9 @@ from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.loaders import in_order
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
+from w2vbert.files import write_json
 from w2vbert.log import logger, progress
-from w2vbert.stages import Step, run_step, write_json
+from w2vbert.stages import Step, run_step
 from w2vbert.tasks.decode import make_scorers
 from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
 from w2vbert.training.checkpoint import read_model_card

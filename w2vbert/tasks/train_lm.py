@@ -12,8 +12,9 @@ from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.ngram import NgramConfig, choose_estimator, estimate, piece_word, run_lmplz
 from w2vbert.decoding.scorers import ARPA_FILE, BINARY_FILE, WORDS_FILE, load_kenlm
 from w2vbert.errors import UserError
+from w2vbert.files import write_json
 from w2vbert.log import logger
-from w2vbert.stages import Step, run_step, write_json
+from w2vbert.stages import Step, run_step
 from w2vbert.tasks.text_files import read_lines
 
 

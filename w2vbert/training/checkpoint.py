@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from w2vbert.errors import UserError
+from w2vbert.files import atomic_dir, atomic_file, read_json, write_json
 from w2vbert.log import logger
-from w2vbert.stages import atomic_dir, atomic_file, read_json, write_json
 
 FORMAT = 1
 STATE_FILE = "state.pt"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2vbert.stages import atomic_file
+from w2vbert.files import atomic_file
 
 METRICS_FILE = "metrics.jsonl"
 
