@@ -142,10 +142,10 @@ def features(
     manifests: Manifests, out: Out, nj: Jobs = 1, config: Config = None, set_: Set = None, force: Force = False
 ) -> None:
     """Extract and store filter banks."""
-    from w2vbert.data.features import FeatureConfig
+    from w2vbert.data.features import ExtractionConfig
     from w2vbert.tasks import prepare as task
 
-    task.extract_features(manifests, out, load_config(FeatureConfig, config, set_ or []), nj, force)
+    task.extract_features(manifests, out, load_config(ExtractionConfig, config, set_ or []), nj, force)
 
 
 @app.command()

@@ -5,7 +5,14 @@ import torch
 
 from tests.data.corpus_factory import noise, truncate, write_corpus, write_utterance
 from w2vbert.data.corpora import CorpusConfig, Split, read_split
-from w2vbert.data.features import FeatureConfig, features_of_waveform, normalize, store_features
+from w2vbert.data.features import (
+    ExtractionConfig,
+    FeatureConfig,
+    add_speeds,
+    features_of_waveform,
+    normalize,
+    store_features,
+)
 from w2vbert.errors import UserError
 
 
@@ -48,6 +55,28 @@ def test_cuts_point_to_where_the_features_will_lie(split: Split, tmp_path: Path)
     (cut, *_) = store_features({"x": split.cuts()}, aside, final, FeatureConfig(), jobs=1)["x"]
     aside.rename(final)
     assert cut.load_features().shape[1] == 80
+
+
+def test_copies_at_other_speeds_are_shorter_or_longer_and_say_the_same(split: Split, tmp_path: Path) -> None:
+    cuts = [cut for cut in split.cuts() if cut.id in ("11-8-0000", "11-8-0001")]
+    copies = list(add_speeds(cuts, (0.9, 1.1)))
+    assert [cut.id for cut in copies[:4]] == ["11-8-0000", "11-8-0000_sp0.9", "11-8-0000_sp1.1", "11-8-0001"]
+    stored = store_features({"x": copies}, tmp_path, tmp_path, FeatureConfig(), jobs=1)["x"]
+    assert [cut.num_frames for cut in stored] == [1234, 1371, 1122, 100, 111, 91]
+    for cut in stored:
+        assert len(cut.load_features()) == cut.num_frames and cut.load_features().std() > 0.5
+        assert cut.supervisions[0].text == {"11-8-0000": "LONG", "11-8-0001": "SLOW"}[cut.id[:9]]
+        assert cut.supervisions[0].duration == pytest.approx(cut.duration)
+    assert list(add_speeds(cuts, ())) == cuts
+
+
+def test_pitch_follows_the_speed(tmp_path: Path) -> None:
+    tone = 0.3 * torch.sin(2 * torch.pi * 1000 / 16000 * torch.arange(16000)).numpy()
+    write_utterance(tmp_path / "a", "1-1-0000", "TONE", tone)
+    cuts = read_split(CorpusConfig(tmp_path, {"train": ("a",)}), "train", jobs=1).cuts()
+    stored = store_features({"x": add_speeds(cuts, (0.8, 1.25))}, tmp_path, tmp_path, FeatureConfig(), jobs=1)["x"]
+    loudest = [int(cut.load_features()[20:60].mean(0).argmax()) for cut in stored]
+    assert loudest[1] < loudest[0] < loudest[2]
 
 
 def test_features_agree_with_torchaudios_kaldi_filterbank() -> None:
@@ -96,3 +125,14 @@ def test_another_sampling_rate_than_the_configs_is_refused(split: Split, tmp_pat
 def test_contradictions_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         FeatureConfig(**values)
+
+
+@pytest.mark.parametrize("speeds", [(0.9, 0.9), (1.0,), (0.0,), (3.0,)])
+def test_speeds_that_cannot_be_are_refused(speeds: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="speeds must"):
+        ExtractionConfig(speeds=speeds)
+
+
+def test_augmentation_does_not_change_what_models_must_agree_on() -> None:
+    config = ExtractionConfig(num_mel_bins=40, speeds=(0.9, 1.1), noise=Path("noise"))
+    assert config.filterbanks == FeatureConfig(num_mel_bins=40) and type(config.filterbanks) is FeatureConfig

@@ -15,7 +15,7 @@ import torch
 from tests.data.corpus_factory import write_corpus
 from w2vbert import cli
 from w2vbert.config import save_config
-from w2vbert.data.features import FEATURES_FILE, FeatureConfig
+from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, FeatureConfig
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.models.conformer import ConformerConfig
 from w2vbert.models.encoder import EncoderConfig
@@ -82,7 +82,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     root = tmp_path_factory.mktemp("prepared")
     made = Prepared(*(root / name for name in ("corpus", "manifests", "data", "tokenizer", "lm", "model")))
     prepare.prepare_corpus(write_corpus(made.corpus), made.manifests, SPLITS)
-    prepare.extract_features(made.manifests, made.data, FeatureConfig())
+    prepare.extract_features(made.manifests, made.data, ExtractionConfig())
     prepare.train_tokenizer(made.manifests, made.tokenizer, TokenizerConfig("char"))
     run("lm", made.manifests, made.lm, "--tokenizer", made.tokenizer, "--set", "ngram.order=2")
     write_model(made.model, made.tokenizer)

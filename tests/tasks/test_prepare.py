@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.corpus_factory import truncate, write_corpus, write_utterance
-from w2vbert.data.features import FeatureConfig
+from w2vbert.config import load_config
+from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, FeatureConfig
 from w2vbert.data.synthesis import SPLITS, SynthConfig
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
@@ -34,7 +35,7 @@ def test_each_step_is_done_once_and_again_when_its_input_has_changed(corpus: Pat
     def run() -> tuple[bool, bool, bool]:
         return (
             prepare.prepare_corpus(corpus, manifests, NAMES),
-            prepare.extract_features(manifests, fbank, FeatureConfig()),
+            prepare.extract_features(manifests, fbank, ExtractionConfig()),
             prepare.train_tokenizer(manifests, tokenizer, TokenizerConfig(vocab_size=30)),
         )
 
@@ -44,7 +45,7 @@ def test_each_step_is_done_once_and_again_when_its_input_has_changed(corpus: Pat
     assert run() == (True, True, True)
     write_utterance(corpus / "a-train", "11-7-0009", "ONE MORE")
     assert run() == (True, True, True)
-    assert prepare.extract_features(manifests, fbank, FeatureConfig(num_mel_bins=40))
+    assert prepare.extract_features(manifests, fbank, ExtractionConfig(num_mel_bins=40))
     assert len(load_cuts(fbank, "train")) == 9 and load_cuts(fbank, "dev")[0].num_features == 40
     assert Tokenizer.load(tokenizer).vocab_size == 30
 
@@ -54,7 +55,7 @@ def test_manifests_and_features_are_found_from_any_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     prepare.prepare_corpus(Path("corpus"), Path("manifests"), NAMES)
-    prepare.extract_features(Path("manifests"), Path("fbank"), FeatureConfig())
+    prepare.extract_features(Path("manifests"), Path("fbank"), ExtractionConfig())
     monkeypatch.chdir("/")
     for split, count in {"train": 8, "dev": 2, "test": 2, "unlabelled": 4}.items():
         cuts = load_cuts(tmp_path / "fbank", split)
@@ -62,6 +63,21 @@ def test_manifests_and_features_are_found_from_any_folder(
         assert cuts[0].load_audio().shape[0] == 1 and cuts[0].load_features().shape[1] == 80
         for kind in ("recordings", "supervisions", "cuts"):
             assert (tmp_path / "manifests" / f"{kind}_{split}.jsonl.gz").is_file()
+
+
+def test_features_of_noise_and_of_copies_at_other_speeds_are_stored_too(corpus: Path, tmp_path: Path) -> None:
+    manifests, fbank, noise = tmp_path / "manifests", tmp_path / "fbank", tmp_path / "noise"
+    prepare.prepare_corpus(corpus, manifests, NAMES)
+    write_utterance(noise, "1-1-0000", None)
+    config = ExtractionConfig(speeds=(0.9, 1.1), noise=noise)
+    assert prepare.extract_features(manifests, fbank, config)
+    assert not prepare.extract_features(manifests, fbank, config)
+    counts = {"train": 24, "dev": 2, "test": 2, "unlabelled": 4, "noise": 1}
+    assert {split: len(load_cuts(fbank, split)) for split in counts} == counts
+    assert load_cuts(fbank, "noise")[0].load_features().shape == (50, 80)
+    assert load_config(FeatureConfig, fbank / FEATURES_FILE) == FeatureConfig()
+    write_utterance(noise, "1-1-0001", None)
+    assert prepare.extract_features(manifests, fbank, config) and len(load_cuts(fbank, "noise")) == 2
 
 
 def test_the_report_counts_everything(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,7 +126,7 @@ def test_an_interrupted_step_leaves_nothing_behind(
     monkeypatch.setattr("w2vbert.data.tokenizer.save_config", interrupt)
     monkeypatch.setattr(prepare, "write_json", interrupt)
     for step in (
-        lambda: prepare.extract_features(manifests, tmp_path / "out", FeatureConfig()),
+        lambda: prepare.extract_features(manifests, tmp_path / "out", ExtractionConfig()),
         lambda: prepare.train_tokenizer(manifests, tmp_path / "out", TokenizerConfig(vocab_size=30)),
         lambda: prepare.prepare_corpus(corpus, tmp_path / "out", NAMES),
     ):
@@ -126,13 +142,13 @@ def test_a_synthetic_corpus_goes_through_all_steps(tmp_path: Path) -> None:
     assert prepare.prepare_corpus(tmp_path / "synth", tmp_path / "manifests", splits)
     report = json.loads((tmp_path / "manifests" / "report.json").read_text())
     assert not report["warnings"] and not any(row["dropped"] for row in report["splits"].values())
-    assert prepare.extract_features(tmp_path / "manifests", tmp_path / "fbank", FeatureConfig())
+    assert prepare.extract_features(tmp_path / "manifests", tmp_path / "fbank", ExtractionConfig())
     assert prepare.prepare_synth(tmp_path / "synth", SynthConfig(**{**vars(TINY), "seed": 2}), jobs=1)
 
 
 def test_missing_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no cuts_"):
-        prepare.extract_features(tmp_path, tmp_path / "out", FeatureConfig())
+        prepare.extract_features(tmp_path, tmp_path / "out", ExtractionConfig())
     with pytest.raises(UserError, match="needs the text of a train split"):
         prepare.train_tokenizer(tmp_path, tmp_path / "out", TokenizerConfig())
     with pytest.raises(UserError, match="no corpus folder"):

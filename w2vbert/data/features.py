@@ -6,8 +6,8 @@ load); `normalize` is applied by whoever reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +50,33 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True)
+class ExtractionConfig(FeatureConfig):
+    """What `w2vbert features` stores, and how: filterbanks as the base class says, and material for augmentation.
+
+    Attributes:
+        speeds: the train split gets a copy of each utterance at each of these speeds, beside the original ([0.9, 1.1]:
+            Ko et al. 2015; Kaldi, icefall). Tempo and pitch change together.
+        noise: folder of recordings (at any depth) whose features are stored beside the splits, for the key `noise` of
+            fine-tuning.
+    """
+
+    speeds: tuple[float, ...] = ()
+    noise: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0.5 <= speed <= 2.0 and speed != 1.0 for speed in self.speeds):
+            raise ValueError(f"speeds must lie in [0.5, 2] and not be 1, the original: {list(self.speeds)}")
+        if len(set(self.speeds)) < len(self.speeds):
+            raise ValueError(f"speeds must differ from one another: {list(self.speeds)}")
+
+    @property
+    def filterbanks(self) -> FeatureConfig:
+        """What models must agree on: without the material for augmentation."""
+        return FeatureConfig(**{field.name: getattr(self, field.name) for field in fields(FeatureConfig)})
+
+
+@dataclass(frozen=True)
 class StorageJob:
     """Cuts whose features go into one file."""
 
@@ -88,6 +115,14 @@ def normalize(features: Tensor) -> Tensor:
     centred = features - features.mean(dim=0, keepdim=True)
     deviation = centred.square().mean(dim=0, keepdim=True).sqrt()
     return centred / deviation.clamp(min=MIN_DEVIATION)
+
+
+def add_speeds(cuts: Iterable[MonoCut], speeds: Sequence[float]) -> Iterator[MonoCut]:
+    """Each cut and its copies at `speeds`, whose ids are ID_sp0.9 and so on."""
+    for cut in cuts:
+        yield cut
+        for speed in speeds:
+            yield cut.perturb_speed(speed)
 
 
 def store_features(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from w2vbert.data.audio import find_audio
+from w2vbert.data.audio import find_audio, read_audio
 from w2vbert.data.datasets import MIN_FRAMES, Change, read_cuts, read_frames
 from w2vbert.errors import UserError
 from w2vbert.log import logger
@@ -98,18 +98,19 @@ def noise_cuts(folder: Path, rate_hz: int) -> "Iterator[MonoCut]":
     import soundfile
     from lhotse import AudioSource, MonoCut, Recording
 
-    left = 0
+    found = 0
     for path in find_audio([folder]):
         try:
-            with soundfile.SoundFile(path) as file:
-                samples, rate, channels = len(file), file.samplerate, file.channels
-        except soundfile.LibsndfileError as error:
-            logger.warning(f"{path} cannot be decoded and is left out: {error}")
+            read_audio(path, rate_hz)
+        except UserError as error:
+            logger.warning(f"noise left out: {error}")
             continue
-        name = "-".join(path.relative_to(folder).with_suffix("").parts) if path != folder else path.stem
-        source = AudioSource("file", list(range(channels)), str(path.resolve()))
-        recording = Recording(name, [source], rate, samples, samples / rate).resample(rate_hz)
-        yield MonoCut(f"noise-{name}", 0.0, recording.duration, 0, [], recording=recording)
-        left += 1
-    if not left:
+        found += 1
+        about = soundfile.info(path)
+        name = "-".join(("noise", *path.relative_to(folder).with_suffix("").parts))
+        source = AudioSource("file", list(range(about.channels)), str(path.resolve()))
+        recording = Recording(name, [source], about.samplerate, about.frames, about.frames / about.samplerate)
+        recording = recording.resample(rate_hz)
+        yield MonoCut(name, 0.0, recording.duration, 0, [], recording=recording)
+    if not found:
         raise UserError(f"{folder} holds no audio that can be decoded")

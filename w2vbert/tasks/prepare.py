@@ -7,12 +7,13 @@ from typing import Any
 
 from w2vbert.config import save_config, to_dict
 from w2vbert.data.corpora import SPLITS, CorpusConfig, Split, check_subsets, read_split, shared_speakers
-from w2vbert.data.features import FEATURES_FILE, FeatureConfig, store_features
+from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, add_speeds, store_features
 from w2vbert.data.synthesis import SynthConfig, write_corpus
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
+from w2vbert.files import write_json
 from w2vbert.log import logger
-from w2vbert.stages import Step, run_step, write_json
+from w2vbert.stages import Step, run_step
 
 SHOWN_IDS = 20  # of each reason in report.txt; report.json has them all
 
@@ -52,31 +53,38 @@ def prepare_corpus(
     return run_step(step, lambda folder: _write_manifests(config, folder, jobs), force)
 
 
-def extract_features(manifests: Path, out: Path, config: FeatureConfig, jobs: int = 1, force: bool = False) -> bool:
-    """Store the features of all splits in `manifests`; False if up to date.
+def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs: int = 1, force: bool = False) -> bool:
+    """Store the features of all splits in `manifests`, and of noise; False if up to date.
 
-    `out` gets `cuts_{split}.jsonl.gz` and the features themselves under `storage/`.
+    `out` gets `cuts_{split}.jsonl.gz`, `cuts_noise.jsonl.gz` if asked for, and the features under `storage/`.
 
     Args:
         manifests: folder of `prepare_corpus`.
         jobs: number of processes.
 
     Raises:
-        UserError: there are no manifests, or their audio cannot be read.
+        UserError: there are no manifests, or their audio or the noise cannot be read.
     """
     splits = [split for split in SPLITS if _cuts_file(manifests, split).is_file()]
     if not splits:
         raise UserError(f"{manifests} has no cuts_*.jsonl.gz: give the folder that `w2vbert prepare corpus` wrote")
     final = out.resolve()
-    step = Step("features", out, {"features": to_dict(config), "out": str(final)}, {"manifests": manifests})
+    inputs = {"manifests": manifests, "noise": config.noise}
+    step = Step("features", out, {"features": to_dict(config), "out": str(final)}, inputs)
 
     def work(folder: Path) -> None:
         from lhotse import CutSet, load_manifest
 
-        save_config(config, folder / FEATURES_FILE)
+        from w2vbert.data.noise import noise_cuts
+
+        save_config(config.filterbanks, folder / FEATURES_FILE)
         storage = folder / "storage"
         storage.mkdir()
         cuts = {split: load_manifest(_cuts_file(manifests, split)) for split in splits}
+        if "train" in cuts:
+            cuts["train"] = add_speeds(cuts["train"], config.speeds)
+        if config.noise is not None:
+            cuts["noise"] = noise_cuts(config.noise, config.sampling_rate_hz)
         for split, stored in store_features(cuts, storage, final / storage.name, config, jobs).items():
             CutSet.from_cuts(stored).to_file(_cuts_file(folder, split))
 
