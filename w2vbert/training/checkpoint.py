@@ -170,12 +170,12 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 
 def write_model_card(folder: Path, kind: str, details: Mapping[str, Any]) -> None:
-    """Marks a folder as a model of `kind` ("w2v-bert" or "transducer"), with facts about its training."""
+    """Marks a folder as a model of `kind` ("w2v-bert", "encoder" or "transducer"), with facts about its training."""
     write_json(folder / "model.json", {"format": FORMAT, "kind": kind, **details})
 
 
-def read_model_card(folder: Path, kind: str) -> dict[str, Any]:
-    """The card of a model folder.
+def read_model_card(folder: Path, *kinds: str) -> dict[str, Any]:
+    """The card of a model folder of one of `kinds`.
 
     Raises:
         UserError: the folder is missing, is no model, or is one of another kind or of a newer format.
@@ -188,6 +188,6 @@ def read_model_card(folder: Path, kind: str) -> dict[str, Any]:
     card = read_json(folder / "model.json")
     if not isinstance(card, dict) or "kind" not in card or card.get("format", FORMAT + 1) > FORMAT:
         raise UserError(f"{folder / 'model.json'} was written by another program or a newer version")
-    if card["kind"] != kind:
-        raise UserError(f"{folder} holds a {card['kind']} model, but a {kind} model is needed here")
+    if card["kind"] not in kinds:
+        raise UserError(f"{folder} holds a {card['kind']} model, but a {' or '.join(kinds)} model is needed here")
     return dict(card)
