@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -77,6 +78,8 @@ def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["decode", "--model", "m", "--data", "d", "--split", "dev"], "error: --data needs --split and --out"),
         (["prepare", "corpus", "a", "b"], "error: name the subsets"),
         (["report", "a.md", "--row", "x"], "error: --row x: write NAME=DIR"),
+        (["decode", "--model", "m", ""], "error: an argument after m is empty: is a variable of your shell not set?"),
+        (["prepare", "corpus", "a", "", "--train", ""], "error: an argument after a is empty"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,6 +96,8 @@ def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys: pyt
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/b"), "error: a/b: no space left on device\n"),
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "c"), "error: c: no such file or directory\n"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "d"), "error: d: permission denied\n"),
+        (MemoryError(), "error: out of memory: make batches (batch_seconds) or --nj smaller\n"),
+        (RuntimeError("CUDA out of memory."), "error: out of memory: make batches (batch_seconds) or --nj smaller\n"),
     ],
 )
 def test_errors_of_a_task_are_one_line(
@@ -116,6 +121,62 @@ def test_interruption_is_130(
     assert cli.main(["pretrain", "data", "out"]) == 130 and capsys.readouterr().err == "interrupted\n"
 
 
+SLOW = """
+import sys, time, types
+import w2vbert.tasks
+from pathlib import Path
+from w2vbert.files import atomic_dir
+fake = types.ModuleType("w2vbert.tasks.pretrain")
+def pretrain(data, out, *rest):
+    with atomic_dir(out) as folder:
+        print("ready", flush=True)
+        time.sleep(60)
+fake.pretrain = pretrain
+sys.modules[fake.__name__] = w2vbert.tasks.pretrain = fake
+from w2vbert import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "line"), [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")]
+)
+def test_signals_leave_nothing_behind(number: signal.Signals, code: int, line: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SLOW, "pretrain", "data", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    assert os.listdir(tmp_path) == [".partial.out"]
+    process.send_signal(number)
+    assert process.communicate(timeout=20) == ("", line)
+    assert process.returncode == code and os.listdir(tmp_path) == []
+
+
+def test_an_interruption_while_loading_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    command = [sys.executable, "-m", "w2vbert", "--help"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_call_that_has_been_made_loads_nothing(tmp_path: Path) -> None:
+    command = ["prepare", "synth", str(tmp_path / "out")]
+    for split in ("unlabelled", "train", "dev", "test"):
+        command += ["--set", f"{split}_hours=0.0005", "--set", f"{split}_speakers=1"]
+    (tmp_path / "c.yaml").write_text("lm_sentences: 5\n")
+    command += ["--config", str(tmp_path / "c.yaml")]
+    assert cli.main(command) == 0
+    code = "import sys; from w2vbert.cli import main; print(main(sys.argv[1:]), 'numpy' in sys.modules)"
+    run = [sys.executable, "-c", code]
+    done = subprocess.run([*run, *command], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 False\n" and "prepare synth: up to date (" in done.stderr
+    forced = subprocess.run([*run, *command, "--force"], capture_output=True, text=True, check=True)
+    assert forced.stdout == "0 True\n" and "up to date" not in forced.stderr
+    (tmp_path / "c.yaml").write_text("lm_sentences: 6\n")
+    changed = subprocess.run([*run, *command], capture_output=True, text=True, check=True)
+    assert changed.stdout == "0 True\n" and "config or inputs have changed" in changed.stderr
+
+
 def test_a_mistake_of_ours_is_not_hidden(tasks: Callable[..., list[tuple[object, ...]]]) -> None:
     tasks("pretrain", "pretrain", ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
@@ -137,7 +198,7 @@ def test_arguments_reach_the_tasks(tasks: Callable[..., list[tuple[object, ...]]
     assert calls == [(Path("M"), [Path("a.wav"), Path("b")], None, Path("out.jsonl"), None, [])]
     calls = tasks("report", "write_report")
     assert cli.main(["report", "R.md", "--row", "a=b=exp/a", "--row", "c=d"]) == 0
-    assert calls == [(Path("R.md"), [("a=b", Path("exp/a")), ("c", Path("d"))])]
+    assert calls == [(Path("R.md"), [("a=b", Path("exp/a")), ("c", Path("d"))], None)]
 
 
 def test_doctor_reports_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,17 @@
-"""`python -m w2vbert`."""
+"""`python -m w2vbert`, and the command `w2vbert`."""
 
 import sys
 
-from w2vbert.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """The command line; Ctrl-C while it is being loaded ends it like Ctrl-C later."""
+    try:
+        from w2vbert import cli
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,12 +1,18 @@
 """The command line: each command parses, then imports its task and calls it, so that `--help` answers at once."""
 
 # No `from __future__ import annotations` here: Typer reads the annotations of the commands.
+import functools
 import io
+import itertools
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, cast
+from types import FrameType
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -14,6 +20,7 @@ from w2vbert import __version__
 from w2vbert.config import load_config
 from w2vbert.errors import UserError
 from w2vbert.log import setup_logging
+from w2vbert.stages import Call
 
 # Threads that wait for one another sleep instead of spinning (set before torch is imported). With another busy program
 # on two cores a pre-training step took 1.2 s with spinning and 0.19 s without.
@@ -41,21 +48,27 @@ Tokenizer = Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="Fol
 Model = Annotated[Path, typer.Option("--model", metavar="DIR", help="Folder made by `finetune`.")]
 LanguageModel = Annotated[Path | None, typer.Option("--lm", metavar="DIR", help="Folder made by `lm`.")]
 SplitNames = Annotated[str, typer.Option(metavar="NAME,...", help="Subset folders of CORPUS, separated by commas.")]
+MAY_BE_EMPTY = ("--train", "--dev", "--test", "--unlabelled")
+NO_EFFECT = ("nj", "force")  # on what a command makes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 after an error the user can mend, 130 after an interruption.
 
-    With the environment variable W2VBERT_DEBUG=1 errors come with a traceback.
+    SIGTERM ends with code 143, and leaves as little behind as an error does. With the environment variable
+    W2VBERT_DEBUG=1 errors come with a traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8, nor the terminal
+    given = sys.argv[1:] if arguments is None else arguments
     command = typer.main.get_command(app)
     try:
-        code = command.main(args=arguments, prog_name="w2vbert", standalone_mode=False)
-    except (_USAGE_ERROR, UserError, OSError) as error:
-        if os.environ.get("W2VBERT_DEBUG") == "1":
+        with _ending_on_sigterm():
+            _refuse_empty(given)
+            code = command.main(args=given, prog_name="w2vbert", standalone_mode=False)
+    except (_USAGE_ERROR, UserError, OSError, MemoryError, RuntimeError) as error:
+        if os.environ.get("W2VBERT_DEBUG") == "1" or (isinstance(error, RuntimeError) and not _is_memory(error)):
             raise
         print(f"error: {_describe(error)}", file=sys.stderr)
         return 2
@@ -66,6 +79,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM becomes SystemExit, so that half-written files are removed on the way out."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        print("terminated", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """An empty argument would mean the current folder; it comes from a variable of the shell that is not set."""
+    for before, argument in itertools.pairwise(["", *arguments]):
+        if not argument and before not in MAY_BE_EMPTY:
+            place = f"after {before} " if before else ""
+            raise UserError(f"an argument {place}is empty: is a variable of your shell not set?")
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory was used up, which torch tells as a RuntimeError."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def _skipping_what_is_done(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends before it loads anything heavy if the same call has made its OUT and nothing has changed."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        if arguments["out"] is None:
+            command(**arguments)
+            return
+        config = arguments["config"] if "config" in arguments else None
+        settings = config.read_text(encoding="utf-8", errors="replace") if config and config.is_file() else None
+        typed = {name: value for name, value in arguments.items() if name not in NO_EFFECT}
+        call = Call(arguments["out"], [command.__name__, typed, settings])
+        if not arguments["force"] and call.is_done():
+            return
+        command(**arguments)
+        call.note()
+
+    return run
+
+
 def _describe(error: Exception) -> str:
     """One line for an error that the user can mend."""
     if isinstance(error, _USAGE_ERROR):
@@ -74,7 +140,9 @@ def _describe(error: Exception) -> str:
         return f"{message[:1].lower()}{message[1:]} (try {path} --help)"
     if isinstance(error, OSError) and error.strerror:
         reason = f"{error.strerror[:1].lower()}{error.strerror[1:]}"
-        return f"{error.filename}: {reason}" if error.filename else reason
+        return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
+    if _is_memory(error):
+        return "out of memory: make batches (batch_seconds) or --nj smaller"
     return " ".join(str(error).split())
 
 
@@ -105,6 +173,7 @@ def start(
 
 
 @prepare.command("synth")
+@_skipping_what_is_done
 def prepare_synth(out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
     """Make a corpus of synthetic speech in LibriSpeech's layout."""
     from w2vbert.data.synthesis import SynthConfig
@@ -114,6 +183,7 @@ def prepare_synth(out: Out, config: Config = None, set_: Set = None, force: Forc
 
 
 @prepare.command("corpus")
+@_skipping_what_is_done
 def prepare_corpus(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder in LibriSpeech's layout.")],
     out: Out,
@@ -138,6 +208,7 @@ def prepare_corpus(
 
 
 @app.command()
+@_skipping_what_is_done
 def features(
     manifests: Manifests, out: Out, nj: Jobs = 1, config: Config = None, set_: Set = None, force: Force = False
 ) -> None:
@@ -149,6 +220,7 @@ def features(
 
 
 @app.command()
+@_skipping_what_is_done
 def tokenizer(manifests: Manifests, out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
     """Train a tokenizer on the transcripts of the train split."""
     from w2vbert.data.tokenizer import TokenizerConfig
@@ -158,6 +230,7 @@ def tokenizer(manifests: Manifests, out: Out, config: Config = None, set_: Set =
 
 
 @app.command()
+@_skipping_what_is_done
 def lm(
     manifests: Manifests,
     out: Out,
@@ -176,6 +249,7 @@ def lm(
 
 
 @app.command()
+@_skipping_what_is_done
 def pretrain(data: Data, out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
     """Pre-train w2v-BERT on unlabelled speech."""
     from w2vbert.tasks import pretrain as task
@@ -184,6 +258,7 @@ def pretrain(data: Data, out: Out, config: Config = None, set_: Set = None, forc
 
 
 @app.command()
+@_skipping_what_is_done
 def finetune(
     data: Data,
     out: Out,
@@ -201,6 +276,7 @@ def finetune(
 
 
 @app.command("pseudo-label")
+@_skipping_what_is_done
 def pseudo_label(
     data: Data,
     out: Out,
@@ -217,6 +293,7 @@ def pseudo_label(
 
 
 @app.command()
+@_skipping_what_is_done
 def decode(
     model: Model,
     inputs: Annotated[

@@ -114,8 +114,9 @@ def check_space(folder: Path, needed_bytes: float) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Writes `value` (dataclasses and paths allowed) as indented JSON, atomically."""
+    text = json.dumps(value, indent=1, default=encode, ensure_ascii=False) + "\n"
     with atomic_file(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, default=encode, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
 
 
 def read_json(path: Path) -> Any:
