@@ -150,16 +150,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or no safetensors file ({error})") from error
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Loads weights that must fit `module` exactly.
+def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
+    """Loads weights that must fit `module` exactly; with a prefix those whose names begin with it, for a part of a model.
 
     Raises:
         UserError: names the first tensor that is missing, unknown or of another shape.
     """
-    tensors, wanted = read_weights(path), module.state_dict()
+    stored, wanted = read_weights(path), module.state_dict()
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)}
     for name, tensor in wanted.items():
         if name not in tensors:
-            raise UserError(f"{path} lacks {name}: it belongs to a model of another configuration")
+            raise UserError(f"{path} lacks {prefix}{name}: it belongs to a model of another configuration")
         if tensors[name].shape != tensor.shape:
             shapes = f"{tuple(tensors[name].shape)}, not {tuple(tensor.shape)}"
             raise UserError(f"{path}: {name} has shape {shapes}: it belongs to a model of another size")
