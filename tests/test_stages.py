@@ -194,6 +194,37 @@ def test_a_kill_at_any_moment_leaves_a_finished_run(tmp_path: Path) -> None:
     assert moment > 5 and names(folder) == ["out"]
 
 
+WAITING = """
+import sys, time
+from pathlib import Path
+from w2vbert.stages import Step, run_step
+def work(folder):
+    print("ready", flush=True)
+    sys.stdin.read()
+if sys.argv[2] == "long":
+    Step("train", Path(sys.argv[1]), 1, {}).start()
+    work(None)
+else:
+    run_step(Step("train", Path(sys.argv[1]), 1, {}), work)
+"""
+
+
+@pytest.mark.parametrize("kind", ["long", "short"])
+def test_two_processes_do_not_write_the_same_folder(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", WAITING, str(out), kind]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    before = sorted(tmp_path.rglob("*"))
+    for size in (1, 2):
+        with pytest.raises(UserError, match=f"another process is writing {out}"):
+            train(out, size) if kind == "long" else run_step(Step("train", out, size, {}), make)
+    assert sorted(tmp_path.rglob("*")) == before
+    process.communicate()
+    train(out, 2) if kind == "long" else run_step(Step("train", out, 2, {}), make)
+    assert names(tmp_path) == ["out"]
+
+
 def test_a_call_is_known_again_until_something_changes(tmp_path: Path) -> None:
     source, out = tmp_path / "in.txt", tmp_path / "out"
     source.write_text("1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -51,12 +52,15 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     An error, such as a full disk, leaves the old `target` as it was and nothing beside it.
 
     Raises:
-        UserError: `target` is a file, the disk is full, or the folder cannot be written.
+        UserError: `target` is a file, another process is writing it, the disk is full, or it cannot be written.
     """
     target = real_path(target)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file, but a folder is to be written there")
     partial, old = (target.with_name(f"{prefix}{target.name}") for prefix in (PARTIAL, OLD))
+    if partial.is_dir():
+        os.close(lock_folder(partial, target))
+    hold = None
     try:
         with _speaking_of(target, partial):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +69,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
             for leftover in (partial, old):
                 remove_tree(leftover)
             partial.mkdir()
+            hold = lock_folder(partial, target)
             yield partial
             if target.exists():
                 os.replace(target, old)
@@ -74,6 +79,29 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         remove_tree(partial)
         if target.exists():
             remove_tree(old)
+        if hold is not None:
+            os.close(hold)
+
+
+def lock_folder(folder: Path, name: Path) -> int:
+    """Locks a folder against other processes until the descriptor that it returns is closed, or this process ends.
+
+    Args:
+        folder: what to lock.
+        name: what the user calls it.
+
+    Raises:
+        UserError: it is locked already.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(f"another process is writing {name}: wait for its end, or end it") from error
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
 
 
 def real_path(path: Path) -> Path:
