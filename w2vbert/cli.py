@@ -18,7 +18,7 @@ import typer
 
 from w2vbert import __version__
 from w2vbert.config import load_config
-from w2vbert.errors import UserError
+from w2vbert.errors import REQUEUE_EXIT_CODE, Unfinished, UserError
 from w2vbert.log import setup_logging
 from w2vbert.stages import Call
 
@@ -48,14 +48,19 @@ Tokenizer = Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="Fol
 Model = Annotated[Path, typer.Option("--model", metavar="DIR", help="Folder made by `finetune`.")]
 LanguageModel = Annotated[Path | None, typer.Option("--lm", metavar="DIR", help="Folder made by `lm`.")]
 SplitNames = Annotated[str, typer.Option(metavar="NAME,...", help="Subset folders of CORPUS, separated by commas.")]
+MaxHours = Annotated[
+    float | None,
+    typer.Option("--max-hours", metavar="H", min=0.0, help="Save and stop after H hours, with exit code 75."),
+]
 MAY_BE_EMPTY = ("--train", "--dev", "--test", "--unlabelled")
-NO_EFFECT = ("nj", "force")  # on what a command makes
+NO_EFFECT = ("nj", "force", "max_hours")  # on what a command makes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 after an error the user can mend, 130 after an interruption.
 
-    SIGTERM ends with code 143, and leaves as little behind as an error does. With the environment variable
+    SIGTERM ends with code 143, and leaves as little behind as an error does; a training saves its state and ends with
+    75, as after SIGUSR1 and `--max-hours`: started again, it goes on. With the environment variable
     W2VBERT_DEBUG=1 errors come with a traceback.
     """
     for stream in (sys.stdout, sys.stderr):
@@ -72,6 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {_describe(error)}", file=sys.stderr)
         return 2
+    except Unfinished as stop:
+        print(stop, file=sys.stderr)
+        return REQUEUE_EXIT_CODE
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:
@@ -250,11 +258,13 @@ def lm(
 
 @app.command()
 @_skipping_what_is_done
-def pretrain(data: Data, out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
+def pretrain(
+    data: Data, out: Out, config: Config = None, set_: Set = None, force: Force = False, max_hours: MaxHours = None
+) -> None:
     """Pre-train w2v-BERT on unlabelled speech."""
     from w2vbert.tasks import pretrain as task
 
-    task.pretrain(data, out, config, set_ or [], force)
+    task.pretrain(data, out, config, set_ or [], force, max_hours)
 
 
 @app.command()
@@ -268,11 +278,12 @@ def finetune(
     config: Config = None,
     set_: Set = None,
     force: Force = False,
+    max_hours: MaxHours = None,
 ) -> None:
     """Fine-tune to a recogniser with the pruned RNN-T loss."""
     from w2vbert.tasks import finetune as task
 
-    task.finetune(data, out, tokenizer, init, pseudo, config, set_ or [], force)
+    task.finetune(data, out, tokenizer, init, pseudo, config, set_ or [], force, max_hours)
 
 
 @app.command("pseudo-label")

@@ -115,7 +115,7 @@ def crops(batches: BatchStream, count: int) -> dict[str, int]:
 
 def test_crops_are_drawn_anew_in_each_epoch_and_go_on_after_a_stop() -> None:
     batches = BatchStream(ToyDataset(spare=500), LIMIT_SECONDS, 1)
-    length = len(batches._plan)
+    length = len(batches._plan(0).batches)
     first = crops(batches, length)
     assert len(first) == 200 and set(first.values()) <= set(range(501)) and len(set(first.values())) > 100
     crops(batches, 20)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.toys import CONFIG, TIMINGS, Interruption, ToyStream, ToyTask, fit, fit_and_kill, make_trainer
+from tests.training.toys import CONFIG, Interruption, ToyStream, ToyTask, fit, fit_and_kill, make_trainer
 from w2vbert.errors import UserError
 from w2vbert.training.checkpoint import list_checkpoints, load_weights
-from w2vbert.training.metrics import Panel, read_metrics
+from w2vbert.training.metrics import TIMINGS, Panel, read_metrics
 from w2vbert.training.optim import OptimConfig
 from w2vbert.training.trainer import TrainConfig, Trainer
 

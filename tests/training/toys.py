@@ -25,7 +25,6 @@ CONFIG = TrainConfig(
     precision="float32",
     threads=1,
 )
-TIMINGS = ("hours_per_hour",)
 TARGET = torch.tensor([1.0, -2.0, 0.5, 0.0])
 
 
@@ -41,6 +40,10 @@ class ToyBatch:
     def seconds(self) -> float:
         return float(len(self.ids))
 
+    @property
+    def size(self) -> str:
+        return f"{len(self.ids)} rows"
+
     def to(self, device: torch.device) -> "ToyBatch":
         return ToyBatch(self.ids, self.x.to(device), self.y.to(device))
 
@@ -48,14 +51,26 @@ class ToyBatch:
 class ToyStream:
     """Batches as a function of their number, of different sizes; `broken` ones hold a NaN, `empty` ones no row."""
 
+    batch_seconds = 5.0
+
     def __init__(self, broken: Sequence[int] = (), empty: Sequence[int] = ()) -> None:
         self.broken = broken
         self.empty = empty
         self.position = 0
+        self.index, self.count = 0, 1
+
+    def share(self, index: int, count: int) -> None:
+        self.index, self.count = index, count
+
+    def largest(self) -> ToyBatch:
+        return self.batch(2)
 
     def next_batch(self) -> ToyBatch:
-        number = self.position
-        self.position += 1
+        number = self.position + self.index
+        self.position += self.count
+        return self.batch(number)
+
+    def batch(self, number: int) -> ToyBatch:
         rows = 0 if number in self.empty else 3 + number % 3
         x = torch.randn(rows, INPUTS, generator=torch.Generator().manual_seed(number))
         if number in self.broken:

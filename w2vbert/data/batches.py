@@ -37,6 +37,11 @@ class SpeechBatch:
         """Seconds of audio, without padding."""
         return int(self.lengths.sum()) / FRAMES_PER_SECOND
 
+    @property
+    def size(self) -> str:
+        """Its shape in words."""
+        return f"{len(self.ids)} utterances of up to {int(self.lengths.max()) / FRAMES_PER_SECOND:.1f} s"
+
     def to(self, device: torch.device) -> "SpeechBatch":
         """Moves what the model computes with; lengths stay on the CPU, where they decide shapes."""
         tokens = None if self.tokens is None else self.tokens.to(device)

@@ -1,13 +1,17 @@
 """Batches by seconds of audio, as a pure function of seed, epoch and position: resuming costs nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.noise import NoiseMixer
+from w2vbert.errors import UserError
 
 
 def plan_epoch(frames: Sequence[int], batch_seconds: float, seed: int, epoch: int) -> list[list[int]]:
@@ -66,6 +70,28 @@ def _generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
+@dataclass(frozen=True)
+class EpochPlan:
+    """All batches of an epoch.
+
+    Attributes:
+        groups: utterances that follow one another as if they were one.
+        batches: indices of the groups of each batch.
+    """
+
+    groups: list[list[int]]
+    batches: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One batch: where it stands, and the groups of utterances in it."""
+
+    epoch: int
+    position: int
+    groups: list[list[int]]
+
+
 class BatchStream:
     """Endless training batches of a dataset; `state_dict` is its position."""
 
@@ -77,6 +103,7 @@ class BatchStream:
         encode: Callable[[str], list[int]] | None = None,
         join: int = 1,
         noise: NoiseMixer | None = None,
+        workers: int = 0,
     ) -> None:
         """Begins at the first batch of the first epoch.
 
@@ -87,6 +114,7 @@ class BatchStream:
             encode: text to tokens; None for batches without.
             join: up to so many utterances, drawn anew in each epoch, follow one another as if they were one.
             noise: mixed into utterances, drawn anew in each epoch.
+            workers: processes that make the batches, ahead of their use; 0: this one does.
         """
         self.join = join
         self.noise = noise
@@ -94,38 +122,122 @@ class BatchStream:
         self.batch_seconds = batch_seconds
         self.seed = seed
         self.encode = encode
+        self.workers = workers
         self.epoch = 0
         self.position = 0
-        self._plan, self._starts = self._plan_epoch()
+        self._index, self._count = 0, 1
+        self._loader: Iterator[SpeechBatch | UserError] | None = None
+        self._plan = lru_cache(2)(self._plan_epoch)
+        self._starts = lru_cache(2)(lambda epoch: draw_crops(dataset.spare, seed, epoch))
 
-    def _plan_epoch(self) -> tuple[list[list[list[int]]], list[int]]:
-        """Groups of utterances of each batch, and the first frame of each utterance."""
-        groups = join_utterances(len(self.dataset), self.join, self.seed, self.epoch)
+    def _plan_epoch(self, epoch: int) -> EpochPlan:
+        groups = join_utterances(len(self.dataset), self.join, self.seed, epoch)
         frames = [sum(self.dataset.frames[i] for i in group) for group in groups]
-        batches = plan_epoch(frames, self.batch_seconds, self.seed, self.epoch)
-        starts = draw_crops(self.dataset.spare, self.seed, self.epoch)
-        return [[groups[i] for i in batch] for batch in batches], starts
+        return EpochPlan(groups, plan_epoch(frames, self.batch_seconds, self.seed, epoch))
 
-    def next_batch(self) -> SpeechBatch:
-        """The next batch; after the last of an epoch comes the first of the next."""
-        if self.position == len(self._plan):
-            self.epoch, self.position = self.epoch + 1, 0
-            self._plan, self._starts = self._plan_epoch()
-        groups = self._plan[self.position]
+    def _advance(self, epoch: int, position: int, count: int) -> tuple[int, int]:
+        """The place `count` batches on: within its epoch, or at its end."""
+        position += count
+        while position > len(self._plan(epoch).batches):
+            epoch, position = epoch + 1, position - len(self._plan(epoch).batches)
+        return epoch, position
+
+    def _place(self, epoch: int, position: int) -> Place:
+        """What stands at a place."""
+        if position == len(self._plan(epoch).batches):
+            epoch, position = epoch + 1, 0
+        plan = self._plan(epoch)
+        return Place(epoch, position, [plan.groups[i] for i in plan.batches[position]])
+
+    def places(self) -> Iterator[Place]:
+        """The batches of this one of those that share, from the present position on, without end."""
+        epoch, position = self.epoch, self.position
+        while True:
+            yield self._place(*self._advance(epoch, position, self._index))
+            epoch, position = self._advance(epoch, position, self._count)
+
+    def make(self, place: Place) -> SpeechBatch:
+        """The batch of a place: a function of seed, place and data only."""
         change = None
         if self.noise is not None:
-            change = self.noise.changes(_generator(self.seed, self.epoch, self.position))
-        self.position += 1
-        return self.dataset.joined(groups, self.encode, self._starts, change)
+            change = self.noise.changes(_generator(self.seed, place.epoch, place.position))
+        return self.dataset.joined(place.groups, self.encode, self._starts(place.epoch), change)
+
+    def share(self, index: int, count: int) -> None:
+        """Gives batch `index` of every `count` from now on, and passes all; starts the workers.
+
+        To be called in the main thread: processes that are forked elsewhere may never wake up.
+        """
+        self._index, self._count = index, count
+        self._loader = _start_workers(self) if self.workers else None
+
+    def next_batch(self) -> SpeechBatch:
+        """The next batch; after the last of an epoch comes the first of the next.
+
+        Raises:
+            UserError: features cannot be read, or a worker is gone.
+        """
+        if self._loader is None:
+            batch: SpeechBatch | UserError = self.make(next(self.places()))
+        else:
+            try:
+                batch = next(self._loader)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"a process that makes batches is gone ({reason}): often memory is short, lower train.loader_workers"
+                ) from error
+        if isinstance(batch, UserError):
+            raise batch
+        self.epoch, self.position = self._advance(self.epoch, self.position, self._count)
+        return batch
+
+    def largest(self) -> SpeechBatch:
+        """The batch of this epoch with most frames, padding counted, and among these that of the longest utterance."""
+        plan = self._plan(self.epoch)
+        frames = [sum(self.dataset.frames[i] for i in group) for group in plan.groups]
+        longest = [max(frames[group] for group in batch) for batch in plan.batches]
+        position = max(range(len(longest)), key=lambda i: (longest[i] * len(plan.batches[i]), longest[i]))
+        return self.make(self._place(self.epoch, position))
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and position in it."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continues at a position."""
+        """Continues at a position; workers end."""
         self.epoch, self.position = state["epoch"], state["position"]
-        self._plan, self._starts = self._plan_epoch()
+        self._loader = None
+
+
+class _Maker(Dataset[SpeechBatch | UserError]):
+    """A stream's batches by their places, for the loader's processes."""
+
+    def __init__(self, stream: BatchStream) -> None:
+        self.stream = stream
+
+    def __getitem__(self, place: Place) -> SpeechBatch | UserError:
+        try:
+            return self.stream.make(place)
+        except UserError as error:  # as a value: the loader would add its traceback to the message
+            return error
+
+
+class _Places(Sampler[Place]):
+    """The places of a stream, from its position on."""
+
+    def __init__(self, stream: BatchStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Place]:
+        return self.stream.places()
+
+
+def _start_workers(stream: BatchStream) -> Iterator[SpeechBatch | UserError]:
+    """Batches in order, made by processes; these share what memory the dataset may keep features in."""
+    stream.dataset.divide_cache(stream.workers)
+    loader = DataLoader(_Maker(stream), batch_size=None, sampler=_Places(stream), num_workers=stream.workers)
+    return iter(loader)
 
 
 def in_order(

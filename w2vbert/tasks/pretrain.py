@@ -13,8 +13,9 @@ from w2vbert.data.batches import SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
+from w2vbert.models.objectives import make_pretraining_model
 from w2vbert.models.quantizer import perplexity
-from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertLoss
+from w2vbert.models.w2v_bert import PretrainingLoss, W2vBertConfig
 from w2vbert.stages import Step
 from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
 from w2vbert.training.metrics import Panel
@@ -28,6 +29,14 @@ PANELS = (
     Panel("accuracy", ("contrastive_accuracy", "contrastive_chance", "masked_accuracy", "top_code_share")),
     Panel("perplexity of the codes", ("code_perplexity",)),
 )
+SUMMED = {
+    "masked_loss": "masked_loss",
+    "diversity_loss": "diversity",
+    "batch_entropy": "batch_entropy",
+    "frame_entropy": "frame_entropy",
+    "temperature": "temperature",
+}
+"""Metrics that are a sum divided by the masked frames, and the names of the sums."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class PretrainTask:
     def __init__(self, config: PretrainConfig, dev: SpeechDataset) -> None:
         self.config = config
         self.dev = dev
-        self.model = W2vBert(config.model)
+        self.model = make_pretraining_model(config.model)
 
     def param_groups(self) -> Sequence[ParamGroup]:
         """One group: everything."""
@@ -71,7 +80,10 @@ class PretrainTask:
         temperature = self.config.model.quantizer.temperature(step / self.config.train.max_steps)
         loss = self.model(batch.features, batch.lengths, temperature, generator)
         frames = self.config.model.encoder.subsampling.output_lengths(batch.lengths).sum()
-        sums = loss_sums(loss) | {"temperature": loss.count * temperature, "frames": frames}
+        places = torch.tensor(batch.features.shape[0] * batch.features.shape[1])
+        sums = loss_sums(loss) | {"frames": frames, "audio": batch.lengths.sum(), "places": places}
+        if loss.use is not None:
+            sums["temperature"] = loss.count * temperature
         return StepOutput(loss.total, loss.count, sums)
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -92,21 +104,25 @@ class PretrainTask:
         return summarize_pretraining(sums)
 
 
-def loss_sums(loss: W2vBertLoss) -> dict[str, Tensor]:
-    """What is added up over batches; frames are masked frames."""
-    return {
-        "count": loss.count,
-        "total": loss.total.detach(),
-        "contrastive_loss": loss.contrastive.loss.detach(),
-        "contrastive_correct": loss.contrastive.correct,
-        "contrastive_chance": loss.contrastive.chance,
-        "contrastive_count": loss.contrastive.count,
-        "masked_loss": loss.masked_loss,
-        "masked_correct": loss.masked_correct,
-        "diversity": loss.diversity,
-        "frame_entropy": loss.frame_entropy,
-        "code_counts": loss.code_counts,
-    }
+def loss_sums(loss: PretrainingLoss) -> dict[str, Tensor]:
+    """What is added up over batches; frames are masked frames. Only the parts that the objective has."""
+    sums = {"count": loss.count, "total": loss.total.detach(), "code_counts": loss.code_counts}
+    if loss.contrastive is not None:
+        sums |= {
+            "contrastive_loss": loss.contrastive.loss.detach(),
+            "contrastive_correct": loss.contrastive.correct,
+            "contrastive_chance": loss.contrastive.chance,
+            "contrastive_count": loss.contrastive.count,
+        }
+    if loss.masked is not None:
+        sums |= {"masked_loss": loss.masked.loss.detach(), "masked_correct": loss.masked.correct}
+    if loss.use is not None:
+        sums |= {
+            "diversity": loss.use.diversity.detach(),
+            "batch_entropy": loss.use.batch_entropy,
+            "frame_entropy": loss.use.frame_entropy,
+        }
+    return sums
 
 
 def summarize_pretraining(sums: Mapping[str, Tensor]) -> dict[str, float]:
@@ -116,32 +132,41 @@ def summarize_pretraining(sums: Mapping[str, Tensor]) -> dict[str, float]:
     of the most frequent code would get right, so `masked_accuracy` means something only above it.
     """
     count = max(float(sums["count"]), 1.0)
-    contrastive = max(float(sums["contrastive_count"]), 1.0)
     shares = sums["code_counts"].float() / count  # (G, V)
-    metrics = {
-        "loss": float(sums["total"]) / count,
-        "contrastive_accuracy": float(sums["contrastive_correct"]) / contrastive,
-        "masked_accuracy": float(sums["masked_correct"]) / count,
-        "code_perplexity": float(perplexity(shares).mean()),
-        "contrastive_loss": float(sums["contrastive_loss"]) / contrastive,
-        "masked_loss": float(sums["masked_loss"]) / count,
-        "contrastive_chance": float(sums["contrastive_chance"]) / contrastive,
-        "top_code_share": float(shares.max(-1).values.mean()),
-        "codes_used": float((shares > 0).sum(-1).float().mean()),
-        "diversity_loss": float(sums["diversity"]) / count,
-        "frame_entropy": float(sums["frame_entropy"]) / count,
-    }
-    if "temperature" in sums:
-        metrics["temperature"] = float(sums["temperature"]) / count
+    metrics = {"loss": float(sums["total"]) / count}
+    if "contrastive_loss" in sums:
+        contrastive = max(float(sums["contrastive_count"]), 1.0)
+        metrics["contrastive_accuracy"] = float(sums["contrastive_correct"]) / contrastive
+    if "masked_loss" in sums:
+        metrics["masked_accuracy"] = float(sums["masked_correct"]) / count
+    metrics["code_perplexity"] = float(perplexity(shares).mean())
+    if "contrastive_loss" in sums:
+        metrics["contrastive_loss"] = float(sums["contrastive_loss"]) / contrastive
+        metrics["contrastive_chance"] = float(sums["contrastive_chance"]) / contrastive
+    for name, key in SUMMED.items():
+        if key in sums:
+            metrics[name] = float(sums[key]) / count
+    metrics["top_code_share"] = float(shares.max(-1).values.mean())
+    metrics["codes_used"] = float((shares > 0).sum(-1).float().mean())
+    if "frames" in sums:
         metrics["mask_share"] = count / max(float(sums["frames"]), 1.0)
+        metrics["padding_share"] = 1.0 - float(sums["audio"]) / max(float(sums["places"]), 1.0)
     return metrics
 
 
-def pretrain(data: Path, out: Path, config_path: Path | None, overrides: Sequence[str], force: bool) -> None:
+def pretrain(
+    data: Path,
+    out: Path,
+    config_path: Path | None,
+    overrides: Sequence[str],
+    force: bool,
+    max_hours: float | None = None,
+) -> None:
     """Pre-trains on the unlabelled and train splits of `data` and leaves a model folder.
 
     Raises:
         UserError: config or data are not fit for it.
+        Unfinished: `max_hours` are over, or a signal came.
     """
     config = load_config(PretrainConfig, config_path, overrides)
     step = Step("pretrain", out, config, {"data": data})
@@ -151,10 +176,13 @@ def pretrain(data: Path, out: Path, config_path: Path | None, overrides: Sequenc
     train = SpeechDataset([path for path in splits if path.is_file()] or splits, config.max_seconds)
     dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds)
     check_mel_bins(data, config.model.encoder)
-    prepare_run(step, config.train, force)
+    world = prepare_run(step, config.train, force)
     task = PretrainTask(config, dev)
-    batches = BatchStream(train, config.batch_seconds, config.train.seed, join=config.join_utterances)
-    result = Trainer(task, batches, config.train, out, PANELS).fit()
+    workers = config.train.loader_workers
+    batches = BatchStream(train, config.batch_seconds, config.train.seed, join=config.join_utterances, workers=workers)
+    result = Trainer(task, batches, config.train, out, PANELS, max_hours).fit()
+    if not world.is_first:
+        return
     shutil.copyfile(data / FEATURES_FILE, out / FEATURES_FILE)
     save_config(config.model, out / "model.yaml")
     finish_run(step, "w2v-bert", result)

@@ -22,17 +22,27 @@ from w2vbert.log import logger, setup_logging
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.stages import Step
 from w2vbert.training.checkpoint import write_model_card
+from w2vbert.training.distributed import World, join_world
 from w2vbert.training.trainer import TrainConfig, TrainResult
 
 
-def prepare_run(step: Step, config: TrainConfig, force: bool) -> None:
-    """Opens the run's folder (an unfinished run of the same config goes on in it) and notes where it runs."""
-    step.start(force)
-    setup_logging(step.out / "train.log")
-    save_config(step.config, step.out / "config.yaml")
-    write_json(step.out / "run.json", _describe_machine())
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+def prepare_run(step: Step, config: TrainConfig, force: bool) -> World:
+    """Opens the run's folder (an unfinished run of the same config goes on in it) and notes where it runs.
+
+    Returns:
+        This process among those of the run; the first one has done all this for the others.
+    """
+    world = join_world()
+    if world.is_first:
+        step.start(force)
+        setup_logging(step.out / "train.log")
+        save_config(step.config, step.out / "config.yaml")
+        write_json(step.out / "run.json", _describe_machine() | {"processes": world.size})
+    world.wait()
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(config.threads or max(share, 1))
     torch.manual_seed(config.seed)
+    return world
 
 
 def check_mel_bins(data: Path, encoder: EncoderConfig) -> None:
@@ -47,7 +57,13 @@ def check_mel_bins(data: Path, encoder: EncoderConfig) -> None:
         raise UserError(f"{data} holds features with {stored} mel bins, but the model takes {wanted} (num_mel_bins)")
 
 
-def finish_run(step: Step, kind: str, result: TrainResult, history: Mapping[str, Any] = MappingProxyType({})) -> None:
+def finish_run(
+    step: Step,
+    kind: str,
+    result: TrainResult,
+    history: Mapping[str, Any] = MappingProxyType({}),
+    details: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """Turns the finished run's folder into a model folder and stamps it.
 
     Args:
@@ -55,9 +71,10 @@ def finish_run(step: Step, kind: str, result: TrainResult, history: Mapping[str,
         kind: of the model.
         result: what the trainer returned.
         history: cost of the trainings that this one builds on, by folder, as their cards tell it.
+        details: what else the card shall say.
     """
     own = {"audio_hours": result.audio_hours, "minutes": result.minutes}
-    card = asdict(result) | {"history": {**history, str(step.out): own}}
+    card = asdict(result) | {"history": {**history, str(step.out): own}, **details}
     write_model_card(step.out, kind, card)
     step.finish()
     logger.info(f"{step.out}: {kind} model, {result.audio_hours:.1f} h of audio in {result.minutes:.1f} min")

@@ -9,6 +9,8 @@ from typing import Any
 from w2vbert.files import atomic_file
 
 METRICS_FILE = "metrics.jsonl"
+TIMINGS = ("hours_per_hour", "data_wait_share")
+"""Metrics that differ between equal runs."""
 
 
 @dataclass(frozen=True)

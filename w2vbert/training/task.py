@@ -54,11 +54,20 @@ class Task(Protocol):
 class BatchSource(Protocol):
     """An endless stream of batches whose position can be saved."""
 
+    batch_seconds: float
+    """Most audio in a batch."""
+
     def next_batch(self) -> Any:
-        """The next batch. It has `seconds` (of audio) and `ids`."""
+        """The next batch. It has `seconds` (of audio), `ids` and `size` (in words)."""
+
+    def largest(self) -> Any:
+        """The batch that takes most memory, or one like it; the position stays."""
+
+    def share(self, index: int, count: int) -> None:
+        """From now on `next_batch` gives the first, second ... batch of every `count`, by `index`, and passes all."""
 
     def state_dict(self) -> dict[str, int]:
-        """Position, after the last batch given."""
+        """Position, after the last batch given and those of the others that share; the same for all of them."""
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on at a saved position, at no cost."""
+        """Goes on at a saved position, at no cost, however many share."""

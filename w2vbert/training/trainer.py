@@ -1,20 +1,26 @@
 """One loop for every task."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from w2vbert.errors import UserError
+from w2vbert.errors import Unfinished, UserError
 from w2vbert.log import logger, progress
 from w2vbert.training.checkpoint import load_newest, save_checkpoint, save_weights
+from w2vbert.training.distributed import ALONE, COMPUTING, LOADING, WAITING, Replica, join_world
+from w2vbert.training.interruption import Interrupted, StopRequest
 from w2vbert.training.metrics import MetricsWriter, Panel, draw_curves
 from w2vbert.training.optim import WeightAverage, make_optimizer, scale_and_clip, set_learning_rates
-from w2vbert.training.task import BatchSource, Task
+from w2vbert.training.prefetch import DataWaits, Prefetcher
+from w2vbert.training.task import BatchSource, StepOutput, Task
+from w2vbert.training.trouble import SkippedUpdates, naming_memory
 
 
 @dataclass(frozen=True)
@@ -24,28 +30,37 @@ class TrainConfig:
     Attributes:
         seed: of initialisation, order of the data, masks, dropout and augmentation.
         max_steps: updates in the whole run.
-        accumulate: batches added up for one update.
+        accumulate: batches of each process added up for one update.
+        update_seconds: audio of one update, instead of `accumulate`: so many batches, over all processes, as hold it
+            when they are full; 0: see `accumulate`.
         clip_norm: cap of the gradient norm (20: family).
         average_decay: of the running average of the weights, which is what is validated and kept; 0: none.
         log_every_steps, validate_every_steps, save_every_steps: intervals; a validation also ends the run.
+        patience: validations in a row without a better model, after which training ends; 0: it never does.
         keep_last: checkpoints that stay.
         precision: of the matrix products; auto is bfloat16 where the hardware has it.
-        threads: CPU threads; 0: all cores.
+        threads: CPU threads of each process; 0: all cores, shared out among the processes of a machine.
+        loader_workers: processes that make batches; 0: a thread of the training process.
         max_bad_steps: updates in a row with a loss or gradient that is not finite, after which the run stops.
+        hang_seconds: of several processes, how long one may be silent or behind the others before the run ends.
     """
 
     seed: int = 1
     max_steps: int = 400_000
     accumulate: int = 1
+    update_seconds: float = 0.0
     clip_norm: float = 20.0
     average_decay: float = 0.0
     log_every_steps: int = 100
     validate_every_steps: int = 5000
     save_every_steps: int = 1000
+    patience: int = 0
     keep_last: int = 2
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = 0
+    loader_workers: int = 0
     max_bad_steps: int = 10
+    hang_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         intervals = (self.log_every_steps, self.validate_every_steps, self.save_every_steps, self.keep_last)
@@ -53,8 +68,12 @@ class TrainConfig:
             raise ValueError("max_steps, accumulate, keep_last and the intervals must be at least 1")
         if self.clip_norm <= 0.0:
             raise ValueError(f"clip_norm must be positive, not {self.clip_norm}")
-        if self.threads < 0:
-            raise ValueError(f"threads must be at least 0, not {self.threads}")
+        if min(self.threads, self.loader_workers, self.patience, self.update_seconds) < 0:
+            raise ValueError("threads, loader_workers, patience and update_seconds must be at least 0")
+        if self.update_seconds and self.accumulate > 1:
+            raise ValueError("accumulate and update_seconds both say how large an update is: leave one out")
+        if self.hang_seconds < 10.0:
+            raise ValueError(f"hang_seconds must be at least 10, not {self.hang_seconds}")
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"average_decay must lie in [0, 1), not {self.average_decay}")
 
@@ -78,7 +97,7 @@ class TrainResult:
 
 def choose_device() -> torch.device:
     """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def choose_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -93,134 +112,263 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 class Trainer:
     """Trains a task in a run's folder, goes on where a killed run stopped, and keeps the best model."""
 
-    def __init__(self, task: Task, batches: BatchSource, config: TrainConfig, run: Path, panels: Sequence[Panel]):
+    def __init__(
+        self,
+        task: Task,
+        batches: BatchSource,
+        config: TrainConfig,
+        run: Path,
+        panels: Sequence[Panel],
+        max_hours: float | None = None,
+    ) -> None:
+        """Prepares a run.
+
+        Args:
+            task: what to train.
+            batches: of this process and the others; they are shared out here.
+            config: the loop.
+            run: the run's folder.
+            panels: of the picture of the curves.
+            max_hours: time allowed, after which the run saves its state and stops; None: no limit.
+        """
         self.task = task
         self.batches = batches
         self.config = config
         self.run = run
         self.panels = panels
+        self.stop = StopRequest(max_hours)
+        self.world = join_world()
         self.device = choose_device()
         self.dtype = choose_precision(config.precision, self.device)
         task.model.to(self.device)
         self.groups = task.param_groups()
         self.params = [p for group in self.groups for module in group.modules for p in module.parameters()]
         self.optimizer = make_optimizer(self.groups)
+        # On a GPU nobody waits for the answer whether an update is finite: the optimizer finds out there.
+        self.decides_on_device = self.device.type == "cuda" and hasattr(self.optimizer, "_step_supports_amp_scaling")
         self.generator = torch.Generator().manual_seed(config.seed)
         self.average = WeightAverage(task.model, config.average_decay) if config.average_decay else None
+        self.accumulate = config.accumulate
+        if config.update_seconds:
+            self.accumulate = max(math.ceil(config.update_seconds / (batches.batch_seconds * self.world.size)), 1)
         self.step = 0
         self.audio_seconds = 0.0
         self.train_seconds = 0.0
-        self.bad_steps = 0
-        self.skipped_steps = 0
+        self.skipped = SkippedUpdates(run, config.max_bad_steps, self.world)
         self.sums: dict[str, Tensor] = {}
         self.best: dict[str, float] = {}
+        self.validations_since_best = 0
+        self.validation_due = False
+        self.ended = False
+        self.told_to_stop = False
+        self.waits = DataWaits()
 
     def fit(self) -> TrainResult:
-        """Trains until `max_steps`; the model that was kept lies in `run/model.safetensors`."""
+        """Trains until `max_steps` or the end of patience; the model that was kept lies in `run/model.safetensors`.
+
+        Raises:
+            Unfinished: told to stop; what is done is saved.
+            UserError: something that the user can mend.
+        """
         self._resume()
-        writer = MetricsWriter(self.run, self.step)
-        bar = progress(total=self.config.max_steps, initial=self.step, desc=self.run.name, unit="step")
-        try:
-            while self.step < self.config.max_steps:
-                started = time.perf_counter()
-                metrics = self._update()
-                self.train_seconds += time.perf_counter() - started
-                self.step += 1
-                bar.update(1)
-                if self.step % self.config.log_every_steps == 0 or self.step == self.config.max_steps:
-                    self._log(writer, bar, metrics)
-                if self.step % self.config.validate_every_steps == 0 or self.step == self.config.max_steps:
-                    self._validate(writer)
-                if self.step % self.config.save_every_steps == 0 or self.step == self.config.max_steps:
-                    self._save()
-        finally:
-            bar.close()
-            writer.close()
+        self.batches.share(self.world.rank, self.world.size)
+        with self.stop, self.world.watched(self.config.hang_seconds):
+            replica = Replica(self.task, self.world)
+            if self.device.type == "cuda" and not self._is_over():
+                self.rehearse(replica)
+            writer = MetricsWriter(self.run, self.step) if self.world.is_first else None
+            bar = progress(total=self.config.max_steps, initial=self.step, desc=self.run.name, unit="step")
+            try:
+                with Prefetcher(self.batches) as source:
+                    self._train(replica, source, writer, bar)
+            finally:
+                bar.close()
+                if writer is not None:
+                    writer.close()
         return TrainResult(self.step, self.audio_seconds / 3600, self.train_seconds / 60, self.best)
 
-    def _update(self) -> dict[str, Any]:
+    def _is_over(self) -> bool:
+        return (self.ended or self.step >= self.config.max_steps) and not self.validation_due
+
+    def _train(self, replica: Replica, source: Prefetcher, writer: MetricsWriter | None, bar: Any) -> None:
+        config = self.config
+        while not self._is_over():
+            if not self.validation_due:  # else it was broken off, and is done again
+                started, waited = time.perf_counter(), source.wait_seconds
+                metrics = self._update(replica, source)
+                seconds = time.perf_counter() - started
+                self.train_seconds += seconds
+                self.waits.add(source.wait_seconds - waited, seconds)
+                self.step += 1
+                bar.update(1)
+                last = self.step == config.max_steps
+                if last or self.step % config.log_every_steps == 0:
+                    self._log(writer, bar, metrics)
+                self.validation_due = last or self.step % config.validate_every_steps == 0
+            if self.validation_due:
+                self._validate(writer)
+            if self._is_over() or self.told_to_stop or self.step % config.save_every_steps == 0:
+                self._save(source.state_dict())
+            if self.told_to_stop and not self._is_over():
+                raise Unfinished(f"{self.run}: stopped after step {self.step}, all is saved: start it again to go on")
+
+    def _update(self, replica: Replica, source: Prefetcher) -> dict[str, Any]:
         """One update from `accumulate` batches. Returns what a log line says of it, still as tensors."""
         self.task.model.train()
         rates = set_learning_rates(self.optimizer, self.groups, self.step, self.config.max_steps)
         buffers = [buffer.clone() for buffer in self.task.model.buffers()]
         count = torch.zeros((), device=self.device)
+        seconds = 0.0
         ids: list[str] = []
-        for _ in range(self.config.accumulate):
-            batch = self.batches.next_batch()
-            self.audio_seconds += batch.seconds
+        self.world.seed_step(self.config.seed, self.step, self.generator)
+        for number in range(1, self.accumulate + 1):
+            self.world.mark = (self.step, LOADING)
+            batch = source.next_batch()
+            self.world.mark = (self.step, COMPUTING)
+            seconds += batch.seconds
             ids.extend(batch.ids)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                output = self.task.train_step(batch.to(self.device), self.step, self.generator)
-            output.loss.backward()
+            output = self._backward(replica, batch, number == self.accumulate)
             count += output.count
             for name, value in output.sums.items():
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
-        norm = scale_and_clip(self.params, count, self.config.clip_norm)
-        if bool(torch.isfinite(norm)):
-            self.optimizer.step()
-            self.bad_steps = 0
-            if self.average is not None:
-                self.average.update(self.task.model)
-        else:
-            for buffer, before in zip(self.task.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)  # BatchNorm has seen what is not finite
-            self._skip(ids, count)
+        self.world.sum_tensors([count])
+        # Gradients are means over the processes.
+        norm = scale_and_clip(self.params, count / self.world.size, self.config.clip_norm)
+        self._apply(torch.isfinite(norm), buffers, count, ids)
         self.optimizer.zero_grad(set_to_none=True)
+        self.world.mark = (self.step, WAITING)
+        told, seconds = self.world.sum([self.stop.is_set(), seconds])
+        self.told_to_stop = bool(told)
+        self.audio_seconds += seconds
         return {"gradient_norm": norm, **{f"lr_{name}": rate for name, rate in rates.items()}}
 
-    def _skip(self, ids: list[str], count: Tensor) -> None:
-        """Counts an update that was left out because a gradient was not finite, or nothing was there to learn from."""
-        self.bad_steps += 1
-        self.skipped_steps += 1
-        reason = "gradient is not finite" if bool(count) else "there is nothing to learn from"
-        logger.warning(f"step {self.step}: {reason}; update skipped; utterances {', '.join(ids[:5])} ...")
-        if self.bad_steps >= self.config.max_bad_steps:
-            raise UserError(
-                f"{self.run}: {self.bad_steps} updates in a row were skipped, the last because {reason}: "
-                f"lower the learning rate, or look at its utterances {', '.join(ids)}"
-            )
+    def _backward(self, replica: Replica, batch: Any, is_last: bool) -> StepOutput:
+        """Adds the gradients of a batch; with the last one of an update come those of the other processes."""
+        with naming_memory(batch), nullcontext() if is_last else replica.alone():
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                output = replica.train_step(batch.to(self.device), self.step, self.generator)
+            output.loss.backward()
+        return output
 
-    def _log(self, writer: MetricsWriter, bar: Any, extra: dict[str, Any]) -> None:
+    def _apply(self, finite: Tensor, buffers: Sequence[Tensor], count: Tensor, ids: list[str]) -> None:
+        """Updates weights and average, unless a gradient is not finite: then the buffers go back, too."""
+        pairs = list(zip(self.task.model.buffers(), buffers, strict=True))
+        if self.decides_on_device:
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            for buffer, before in pairs:
+                buffer.copy_(torch.where(finite, buffer, before))
+        elif bool(finite):
+            self.optimizer.step()
+        else:
+            for buffer, before in pairs:
+                buffer.copy_(before)  # BatchNorm has seen what is not finite
+        if self.average is not None and (self.decides_on_device or bool(finite)):
+            self.average.update(self.task.model)
+        self.skipped.note(self.step, finite, count, ids)
+        if not self.decides_on_device:
+            self.skipped.look()
+
+    def rehearse(self, replica: Replica) -> None:
+        """Forward and backward of the largest batch, with memory for the optimizer set aside, and no trace left.
+
+        Raises:
+            UserError: there is too little memory for it.
+        """
+        batch = self.batches.largest()
+        model = self.task.model.train()
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        state = self.generator.get_state()
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), naming_memory(batch):
+            moments = [torch.empty_like(p) for p in self.params for _ in range(2) if not self.optimizer.state]
+            self._backward(replica, batch, is_last=False)
+            del moments
+        self.generator.set_state(state)
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        logger.info(f"the largest batch, {batch.size}, fits in memory")
+
+    def _log(self, writer: MetricsWriter | None, bar: Any, extra: dict[str, Any]) -> None:
+        self.skipped.look()
+        self.world.sum_tensors([self.sums[name] for name in sorted(self.sums)])
         metrics = self.task.summarize(self.sums)
         metrics |= {name: float(value) for name, value in extra.items()}
-        metrics |= {"audio_hours": self.audio_seconds / 3600, "skipped_steps": self.skipped_steps}
+        metrics |= {"audio_hours": self.audio_seconds / 3600, "skipped_steps": self.skipped.total}
         metrics["hours_per_hour"] = self.audio_seconds / max(self.train_seconds, 1e-9)
+        metrics["data_wait_share"] = self.waits.take(self.step)
         self.sums = {}
-        writer.write(self.step, "train", metrics)
+        if writer is not None:
+            writer.write(self.step, "train", metrics)
         shown = ", ".join(f"{name} {metrics[name]:.3g}" for name in list(metrics)[:4])
         bar.set_postfix_str(shown, refresh=False)
 
-    def _validate(self, writer: MetricsWriter) -> None:
+    def _validate(self, writer: MetricsWriter | None) -> None:
+        """Validates in the first process, unless a signal breaks it off: then it stays due."""
         model = (self.average.model if self.average is not None else self.task.model).eval()
-        metrics = self.task.validate(model)
+        self.world.average_buffers(self.task.model)
+        if self.average is not None:
+            self.world.average_buffers(self.average.model)
+        self.validation_due = False
+        if writer is not None:
+            self.world.mark = (self.step, ALONE)
+            try:
+                with self.stop.breaking_off(f"step {self.step}: validation"):
+                    metrics = self.task.validate(model)
+                self._judge(model, metrics, writer)
+            except Interrupted:
+                self.validation_due = True
+        self.validation_due, self.ended = self.world.from_first([self.validation_due, self.ended])
+        self.told_to_stop = self.told_to_stop or self.validation_due
+
+    def _judge(self, model: nn.Module, metrics: dict[str, float], writer: MetricsWriter) -> None:
+        """Notes a validation, and keeps the model if it is the best."""
         writer.write(self.step, "dev", metrics)
         logger.info(f"step {self.step}: dev " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         key = self.task.best_metric
         if key in metrics and (not self.best or metrics[key] <= self.best[key]):
             save_weights(model, self.run / "model.safetensors")
+            self.validations_since_best = 0
             self.best = {"step": self.step, **metrics}
+        elif self.best:
+            self.validations_since_best += 1
+            self.ended = self.validations_since_best == self.config.patience
+            if self.ended:
+                logger.info(f"step {self.step}: no better model in {self.config.patience} validations; training ends")
         if self.panels:
             draw_curves(self.run, self.panels, self.run / "curves.png")
 
-    def _weights(self) -> dict[str, torch.nn.Module]:
+    def _weights(self) -> dict[str, nn.Module]:
         weights = {"model": self.task.model}
         return weights if self.average is None else {**weights, "average": self.average.model}
 
-    def _save(self) -> None:
+    def _save(self, position: Mapping[str, int]) -> None:
+        """Writes a checkpoint in the first process; all of them take part."""
+        self.skipped.look()
+        self.world.average_buffers(self.task.model)
+        self.world.sum_tensors([self.sums[name] for name in sorted(self.sums)])
+        if not self.world.is_first:
+            self.sums = {}
+            return
+        self.world.mark = (self.step, ALONE)
         state = {
             "step": self.step,
             "audio_seconds": self.audio_seconds,
             "train_seconds": self.train_seconds,
-            "bad_steps": self.bad_steps,
-            "skipped_steps": self.skipped_steps,
+            "bad_steps": self.skipped.in_a_row,
+            "skipped_steps": self.skipped.total,
             "average_updates": 0 if self.average is None else self.average.updates,
             "optimizer": self.optimizer.state_dict(),
-            "batches": self.batches.state_dict(),
+            "batches": dict(position),
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "sums": self.sums,
             "best": self.best,
+            "validations_since_best": self.validations_since_best,
+            "validation_due": self.validation_due,
+            "ended": self.ended,
         }
         save_checkpoint(self.run, self.step, self._weights(), state, self.config.keep_last)
 
@@ -234,8 +382,8 @@ class Trainer:
         self.step = state["step"]
         self.audio_seconds = state["audio_seconds"]
         self.train_seconds = state["train_seconds"]
-        self.bad_steps = state["bad_steps"]
-        self.skipped_steps = state["skipped_steps"]
+        self.skipped.in_a_row = state["bad_steps"]
+        self.skipped.total = state["skipped_steps"]
         if self.average is not None:
             self.average.updates = state["average_updates"]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -244,6 +392,10 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and state["device_rng"] is not None:
             torch.cuda.set_rng_state(state["device_rng"], self.device)
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        if self.world.is_first:
+            self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.best = state["best"]
+        self.validations_since_best = state["validations_since_best"]
+        self.validation_due = state["validation_due"]
+        self.ended = state["ended"]
         logger.info(f"{self.run}: resumed at step {self.step} of {self.config.max_steps}")
