@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from lhotse import MonoCut
 
 
+NOISE_FILE = "cuts_noise.jsonl.gz"
+"""Manifest of noise in a folder of features."""
+
+
 @dataclass(frozen=True)
 class NoiseConfig:
     """How noise is mixed into speech; the defaults but `prob` are icefall's.
@@ -57,7 +61,7 @@ class NoiseMixer:
         """Reads the manifest; features stay on disk.
 
         Args:
-            manifest: `cuts_noise.jsonl.gz` of `w2vbert features` with the key `noise`.
+            manifest: of `w2vbert features` with the key `noise`.
             config: how much.
 
         Raises:

@@ -1,5 +1,6 @@
 """Text to pieces and back with SentencePiece. Id 0 is the blank of the transducer and id 1 stands for the unknown."""
 
+import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -103,6 +104,11 @@ class Tokenizer:
         with atomic_file(folder / MODEL_FILE) as path:
             path.write_bytes(self.model)
         save_config(self.config, folder / CONFIG_FILE)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model, hexadecimal: equal tokenizers have equal ones."""
+        return hashlib.sha256(self.model).hexdigest()
 
     @property
     def vocab_size(self) -> int:

@@ -202,7 +202,13 @@ class Transducer(nn.Module):
         return self.encoder_linear(x)
 
     def forward(
-        self, features: Tensor, lengths: Tensor, tokens: Tensor, token_lengths: Tensor, s_range: int | None
+        self,
+        features: Tensor,
+        lengths: Tensor,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        s_range: int | None,
+        freeze_encoder: bool = False,
     ) -> TransducerLoss:
         """Losses of a batch.
 
@@ -212,8 +218,9 @@ class Transducer(nn.Module):
             tokens: int64 (B, U), without blanks.
             token_lengths: int64 (B,), on the CPU.
             s_range: labels that the pruned loss keeps at each frame; None for the CTC head alone, with zeros elsewhere.
+            freeze_encoder: no gradient into the encoder, and none of its statistics or dropout change anything.
         """
-        output = self.encoder(features, lengths)
+        output = self._encode_frozen(features, lengths) if freeze_encoder else self.encoder(features, lengths)
         ctc = self._ctc_loss(output, tokens, token_lengths)
         if s_range is None:
             return TransducerLoss(torch.zeros_like(ctc), torch.zeros_like(ctc), ctc, output.lengths)
@@ -255,6 +262,13 @@ class Transducer(nn.Module):
                 reduction="none",
             )
         return simple, pruned
+
+    @torch.no_grad()
+    def _encode_frozen(self, features: Tensor, lengths: Tensor) -> EncoderOutput:
+        training = self.encoder.training
+        output = self.encoder.eval()(features, lengths)
+        self.encoder.train(training)
+        return output
 
     def ctc_greedy(self, features: Tensor, lengths: Tensor) -> list[list[int]]:
         """Labels of the CTC head's best path, repetitions and blanks removed; (B, T, F) and (B,) -> B lists."""

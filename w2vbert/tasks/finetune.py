@@ -15,6 +15,7 @@ from w2vbert.data.batches import SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
+from w2vbert.data.noise import NOISE_FILE, NoiseConfig, NoiseMixer
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.scoring import score_pairs
 from w2vbert.decoding.search import SearchConfig
@@ -28,9 +29,10 @@ from w2vbert.ops.lengths import subsampled_lengths
 from w2vbert.stages import Step
 from w2vbert.tasks.recognize import check_features, recognize
 from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
+from w2vbert.tasks.transcripts import UnusableUtterances, check_spelling, leave_out_crowded
 from w2vbert.training.checkpoint import load_weights, read_model_card
-from w2vbert.training.metrics import Panel
-from w2vbert.training.optim import OptimConfig, ParamGroup
+from w2vbert.training.metrics import Panel, read_metrics
+from w2vbert.training.optim import OptimConfig, ParamGroup, layer_groups
 from w2vbert.training.task import StepOutput
 from w2vbert.training.trainer import TrainConfig, Trainer
 
@@ -85,8 +87,12 @@ class FinetuneConfig:
         loss: weights of the losses.
         train: the loop.
         encoder_optim, decoder_optim: schedules of the encoder and of everything else.
+        encoder_layer_decay: factor of the learning rate from a block of the encoder to the one below it (ELECTRA;
+            0.7 to 0.95 with few labels); 1: all learn alike.
         freeze_feature_encoder: keep the pre-trained convolutions as they are (paper); not from scratch.
         spec_augment: masks on the features.
+        noise: mixed into the training data, drawn anew in each epoch, from what `w2vbert features` stored with its key
+            `noise`.
         join_utterances: up to so many utterances, drawn anew in each epoch, are joined to one. With few labels a model
             learns whole utterances by heart, and emits their words at the ends; joined ones make it listen.
         batch_seconds: most audio in a batch, padding counted.
@@ -101,8 +107,10 @@ class FinetuneConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     encoder_optim: OptimConfig = field(default_factory=lambda: OptimConfig(3e-4, 5000))
     decoder_optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, 1500))
+    encoder_layer_decay: float = 1.0
     freeze_feature_encoder: bool = True
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     join_utterances: int = 1
     batch_seconds: float = 400.0
     max_seconds: float = 32.0
@@ -110,6 +118,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.loss.ctc_only_steps >= self.train.max_steps:
             raise ValueError(f"loss.ctc_only_steps must be less than train.max_steps, {self.train.max_steps}")
+        if not 0.0 < self.encoder_layer_decay <= 1.0:
+            raise ValueError(f"encoder_layer_decay must lie in (0, 1], not {self.encoder_layer_decay}")
 
 
 class FinetuneTask:
@@ -123,20 +133,21 @@ class FinetuneTask:
         self.tokenizer = tokenizer
         self.dev = dev
         self.only_ctc = False
+        self.unusable = UnusableUtterances()
 
     def param_groups(self) -> Sequence[ParamGroup]:
-        """The encoder, and everything else."""
+        """The encoder, layer by layer if their learning rates differ, and everything else."""
         encoder = self.model.encoder
         decoder = [module for module in self.model.children() if module is not encoder]
         return [
-            ParamGroup("encoder", [encoder], self.config.encoder_optim),
+            *layer_groups("encoder", encoder.layers(), self.config.encoder_optim, self.config.encoder_layer_decay),
             ParamGroup("decoder", decoder, self.config.decoder_optim),
         ]
 
     def train_step(self, batch: SpeechBatch, step: int, generator: torch.Generator) -> StepOutput:
         """Weighted sum of the losses of a batch, counted by encoder frames.
 
-        An utterance whose loss is not finite has no way through its lattice: it is named and left out.
+        An utterance whose loss is not finite has no way through its lattice: it is named, counted and left out.
         """
         assert batch.tokens is not None and batch.token_lengths is not None
         features = spec_augment(batch.features, batch.lengths, self.config.spec_augment, generator)
@@ -144,8 +155,10 @@ class FinetuneTask:
         simple_weight, pruned_weight = config.weights(step)
         self.only_ctc = pruned_weight == 0.0
         prune_range = None if self.only_ctc else config.prune_range
-        loss = self.model(features, batch.lengths, batch.tokens, batch.token_lengths, prune_range)
-        usable = loss.simple.isfinite() & loss.pruned.isfinite()
+        frozen = step < self.config.encoder_optim.freeze_steps
+        loss = self.model(features, batch.lengths, batch.tokens, batch.token_lengths, prune_range, frozen)
+        usable = loss.simple.isfinite() & loss.pruned.isfinite() & loss.ctc.isfinite()
+        self.unusable.note(batch.ids, ~usable)
         simple, pruned, ctc = (x.masked_fill(~usable, 0.0).sum() for x in (loss.simple, loss.pruned, loss.ctc))
         total = simple_weight * simple + pruned_weight * pruned + config.ctc_weight * ctc
         count = (loss.frames.to(usable.device) * usable).sum()
@@ -155,6 +168,7 @@ class FinetuneTask:
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Losses per encoder frame, of the heads that learn."""
+        self.unusable.report()
         count = max(float(sums["count"]), 1.0)
         names = [] if self.only_ctc else ["pruned", "simple"]
         names += ["ctc"] if self.config.loss.ctc_weight else []
@@ -223,28 +237,6 @@ def load_pretrained(folder: Path) -> W2vBert:
     return model
 
 
-def check_transcripts(dataset: SpeechDataset, tokenizer: Tokenizer) -> None:
-    """Refuses transcripts that the tokenizer cannot spell, before training starts.
-
-    Raises:
-        UserError: names the characters and some utterances, or says that there is no transcript at all.
-    """
-    unknown = set(tokenizer.unknown_characters(dataset.texts))
-    if unknown:
-        characters = " ".join(sorted(unknown))
-        ids = [id for id, text in zip(dataset.ids, dataset.texts, strict=True) if unknown & set(text)]
-        raise UserError(
-            f"the tokenizer has never seen {characters} (utterances {', '.join(ids[:3])}): "
-            "train it on these transcripts, or normalise them"
-        )
-    if not any(dataset.texts):
-        raise UserError("no utterance of the training data has a transcript")
-    pairs = zip(dataset.frames, dataset.texts, strict=True)
-    crowded = sum(int(subsampled_lengths(torch.tensor(f))) < len(tokenizer.encode(t)) for f, t in pairs)
-    if crowded:
-        logger.warning(f"{crowded} utterances have more word pieces than encoder frames")
-
-
 def finetune(
     data: Path,
     out: Path,
@@ -254,11 +246,13 @@ def finetune(
     config_path: Path | None,
     overrides: Sequence[str],
     force: bool,
+    max_hours: float | None = None,
 ) -> None:
     """Trains a transducer on the train split (and on pseudo-labelled cuts) and leaves a model folder.
 
     Raises:
         UserError: config, data, tokenizer or initial model are not fit for it.
+        Unfinished: `max_hours` are over, or a signal came.
     """
     config = load_config(FinetuneConfig, config_path, overrides)
     inputs = {"data": data, "tokenizer": tokenizer, "pseudo": pseudo, "init": None if init == SCRATCH else Path(init)}
@@ -269,7 +263,8 @@ def finetune(
     manifests = [data / "cuts_train.jsonl.gz"] + ([pseudo / "cuts_pseudo.jsonl.gz"] if pseudo else [])
     train = SpeechDataset(manifests, config.max_seconds)
     dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds)
-    check_transcripts(train, pieces)
+    check_spelling(train, dev, pieces)
+    noise = NoiseMixer(data / NOISE_FILE, config.noise) if config.noise.prob else None
     if not any(dev.texts):
         raise UserError(f"{data}/cuts_dev.jsonl.gz has no transcripts: fine-tuning chooses the best model by its WER")
     torch.manual_seed(config.train.seed)
@@ -277,14 +272,25 @@ def finetune(
     if init != SCRATCH:
         check_features(Path(init), data)
     check_mel_bins(data, model.config.encoder)
-    prepare_run(step, config.train, force)
+    encoder_frames = model.config.encoder.subsampling.output_lengths
+    crowded = leave_out_crowded(train, pieces, encoder_frames, config.loss.rnnt_type)
+    world = prepare_run(step, config.train, force)
     logger.info(f"fine-tuning from {init} on {train.hours:.2f} h, {len(train)} utterances")
-    batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode, config.join_utterances)
-    result = Trainer(FinetuneTask(config, model, pieces, dev), batches, config.train, out, PANELS).fit()
+    join, workers = config.join_utterances, config.train.loader_workers
+    batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode, join, noise, workers)
+    task = FinetuneTask(config, model, pieces, dev)
+    result = Trainer(task, batches, config.train, out, PANELS, max_hours).fit()
+    if not world.is_first:
+        return
     shutil.copytree(tokenizer, out / "tokenizer", ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
     shutil.copyfile(data / FEATURES_FILE, out / FEATURES_FILE)
     save_config(model.config, out / "model.yaml")
-    finish_run(step, "transducer", result, _read_history(init, pseudo))
+    unusable = sum(int(line.get("unusable_utterances", 0)) for line in read_metrics(out))
+    if unusable:
+        logger.warning(f"{out}: {unusable} times an utterance without a finite loss was left out, repetitions counted")
+    left_out = {"more_pieces_than_frames": crowded, "times_without_finite_loss": unusable}
+    details = {"tokenizer": pieces.digest, "left_out": left_out}
+    finish_run(step, "transducer", result, _read_history(init, pseudo), details)
 
 
 def _read_history(init: str, pseudo: Path | None) -> dict[str, Any]:

@@ -45,13 +45,15 @@ def load_transducer(folder: Path) -> tuple[Transducer, Tokenizer]:
     Raises:
         UserError: the folder is no transducer's, or its parts do not fit one another.
     """
-    read_model_card(folder, "transducer")
+    card = read_model_card(folder, "transducer")
     config = load_config(TransducerConfig, folder / "model.yaml")
     model = Transducer(config)
     load_weights(model, folder / "model.safetensors")
     tokenizer = Tokenizer.load(folder / "tokenizer")
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model {config.vocab_size}")
+    if card.get("tokenizer", tokenizer.digest) != tokenizer.digest:
+        raise UserError(f"{folder}/tokenizer is not the one that the model was trained with: put that one back")
     return model.to(choose_device()).eval(), tokenizer
 
 
