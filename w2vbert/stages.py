@@ -185,7 +185,7 @@ class Call:
     def note(self) -> None:
         """Notes that this call has made `out`, or found it up to date."""
         stamp = _read_stamp(self.out)
-        if stamp is not None:
+        if stamp is not None and os.environ.get("RANK", "0") == "0":
             write_json(self.out / CALL, {"fingerprint": self._fingerprint(stamp)})
 
     def _fingerprint(self, stamp: Mapping[str, Any]) -> str:

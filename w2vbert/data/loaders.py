@@ -185,7 +185,7 @@ class BatchStream:
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(
-                    f"a process that makes batches is gone ({reason}): often memory is short, lower train.loader_workers"
+                    f"a process that makes batches is gone ({reason}): is memory short? Lower train.loader_workers"
                 ) from error
         if isinstance(batch, UserError):
             raise batch
