@@ -6,6 +6,7 @@ import torch
 from tests.data.corpus_factory import noise, truncate, write_corpus, write_utterance
 from w2vbert.data.corpora import CorpusConfig, Split, read_split
 from w2vbert.data.features import (
+    W2V_BERT_2,
     ExtractionConfig,
     FeatureConfig,
     add_speeds,
@@ -88,12 +89,46 @@ def test_features_agree_with_torchaudios_kaldi_filterbank() -> None:
     assert (features_of_waveform(samples, FeatureConfig()) - theirs).abs().max() < 1 / 64 + 1e-3
 
 
+@pytest.mark.parametrize("samples", [16000, 15999, 30001])
+def test_features_of_w2v_bert_2_are_those_of_transformers(samples: int) -> None:
+    """To 1/64, what storage loses, before normalisation; afterwards to 2 % of a bin's deviation on average."""
+    extractor = pytest.importorskip("transformers").SeamlessM4TFeatureExtractor()
+    waveform = noise(2)[:samples]
+    theirs = extractor(waveform, sampling_rate=16000, do_normalize_per_mel_bins=False, return_tensors="pt")
+    raw = features_of_waveform(torch.from_numpy(waveform), W2V_BERT_2)
+    stacks = (len(raw) // 2, 160)  # an odd frame is left out; transformers gives it to padding
+    assert int(theirs["attention_mask"].sum()) == stacks[0]
+    ours = raw[: 2 * stacks[0]].reshape(stacks)
+    torch.testing.assert_close(ours, theirs["input_features"][0, : stacks[0]].float(), atol=1 / 64 + 3e-3, rtol=0)
+    theirs = extractor(waveform, sampling_rate=16000, return_tensors="pt")["input_features"][0, : stacks[0]].float()
+    difference = normalize(raw)[: 2 * stacks[0]].reshape(stacks) - theirs
+    assert difference.square().mean().sqrt() < 0.02 and difference.abs().max() < 0.1
+
+
+def test_cuts_are_as_long_as_their_frames_where_edges_are_snipped(split: Split, tmp_path: Path) -> None:
+    cuts = [cut.truncate(duration=0.02) if cut.id.endswith("0000") else cut for cut in split.cuts()]
+    stored = store_features({"train": cuts}, tmp_path, tmp_path, W2V_BERT_2, jobs=1)["train"]
+    for before, after in zip(cuts, stored, strict=True):
+        samples = before.load_audio().shape[1]
+        frames = max(1 + (samples - 400) // 160, 1)
+        assert after.num_frames == len(after.load_features()) == frames, "what is shorter than a frame is filled up"
+        assert after.duration == pytest.approx(0.01 * frames) and after.id == before.id
+        if samples >= 400:
+            whole = torch.from_numpy(before.load_audio()[0])
+            assert torch.equal(torch.from_numpy(after.load_features()), features_of_waveform(whole, W2V_BERT_2))
+
+
 def test_normalized_features_have_mean_0_and_variance_1_whatever_the_gain() -> None:
     samples = torch.from_numpy(noise(2))
     loud, quiet = (normalize(features_of_waveform(gain * samples, FeatureConfig())) for gain in (1.0, 0.5))
     torch.testing.assert_close(loud.mean(dim=0), torch.zeros(80), atol=1e-4, rtol=0)
     torch.testing.assert_close(loud.var(dim=0, unbiased=False), torch.ones(80), atol=1e-3, rtol=0)
     assert (loud - quiet).abs().max() < 0.1
+
+
+def test_a_scale_that_is_no_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale"):
+        FeatureConfig(scale=0.0)
 
 
 def test_digital_silence_stays_finite() -> None:

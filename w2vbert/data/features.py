@@ -6,6 +6,7 @@ load); `normalize` is applied by whoever reads them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -18,6 +19,7 @@ from w2vbert.log import progress
 
 # torch and lhotse take seconds to import: not before a step knows that it has work to do.
 if TYPE_CHECKING:
+    import numpy as np
     from lhotse import Fbank, MonoCut
     from torch import Tensor
 
@@ -39,6 +41,8 @@ class FeatureConfig:
     sampling_rate_hz: int = 16000
     low_hz: float = 20.0  # lower edge of the first mel bin
     high_hz: float = 7600.0  # upper edge of the last mel bin
+    snip_edges: bool = False  # only frames that lie within the audio; else N / shift frames, with mirrored edges
+    scale: float = 1.0  # of the samples, which lie in [-1, 1]; it moves the floor of the energies, 1.2e-7
 
     def __post_init__(self) -> None:
         if self.num_mel_bins < 1:
@@ -47,6 +51,12 @@ class FeatureConfig:
             raise ValueError("0 < frame_shift_seconds <= frame_length_seconds must hold")
         if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate_hz / 2:
             raise ValueError("0 <= low_hz < high_hz <= sampling_rate_hz / 2 must hold")
+        if not self.scale > 0.0:
+            raise ValueError(f"scale must be positive, not {self.scale}")
+
+
+W2V_BERT_2 = FeatureConfig(high_hz=8000.0, snip_edges=True, scale=32768.0)
+"""Of w2v-bert-2.0, as transformers' `SeamlessM4TFeatureExtractor` makes them: of samples scaled like 16-bit numbers."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,9 @@ class StorageJob:
 
 
 def features_of_waveform(samples: Tensor, config: FeatureConfig) -> Tensor:
-    """Raw features (T, F) float32 of samples (N,) float32 in [-1, 1] at the config's rate; T = N / shift, rounded.
+    """Raw features (T, F) float32 of samples (N,) float32 in [-1, 1] at the config's rate.
 
+    T = N / shift, rounded; with `snip_edges` 1 + (N - length) / shift, rounded down.
     They are equal, bit for bit, to those that `store_features` writes for the same samples.
 
     Raises:
@@ -103,8 +114,7 @@ def features_of_waveform(samples: Tensor, config: FeatureConfig) -> Tensor:
         raise ValueError(f"samples must be a vector (N,), got {tuple(samples.shape)}")
     if len(samples) < config.frame_length_seconds * config.sampling_rate_hz:
         raise ValueError(f"{len(samples)} samples are fewer than one frame")
-    extractor = _make_extractor(config)
-    features = extractor.extract(samples.float().cpu().numpy(), config.sampling_rate_hz)
+    features = _extract(samples.float().cpu().numpy(), config)
     # Compression loses up to half a tick, in a way that depends on all of a chunk: the same chunks as in the store.
     chunks = lilcom_compress_chunked(features, tick_power=TICK_POWER, chunk_size=LilcomChunkyWriter.CHUNK_SIZE)
     return torch.cat([torch.from_numpy(lilcom.decompress(chunk)) for chunk in chunks])
@@ -156,42 +166,69 @@ def store_features(
 
 
 def store_chunk(job: StorageJob) -> list[MonoCut]:
-    """Write the features of one `StorageJob` and return its cuts with features attached."""
+    """Write the features of one `StorageJob` and return its cuts with features attached.
+
+    With `snip_edges` the cuts become as short as their frames: Lhotse counts frames by time.
+    """
     import torch
-    from lhotse import LilcomChunkyWriter
+    from lhotse import Features, LilcomChunkyWriter
     from lhotse.audio.backend import LibsndfileBackend, audio_backend
     from lhotse.utils import fastcopy
 
     torch.set_num_threads(1)  # one utterance at a time, several processes: faster than many threads
-    extractor = _make_extractor(job.config)
-    stored = []
+    config, stored = job.config, []
     with LilcomChunkyWriter(job.file, tick_power=TICK_POWER) as writer, audio_backend(LibsndfileBackend()):
         for cut in job.cuts:
-            if cut.sampling_rate != job.config.sampling_rate_hz:
-                raise UserError(f"{cut.id} has {cut.sampling_rate} Hz, the config {job.config.sampling_rate_hz} Hz")
+            if cut.sampling_rate != config.sampling_rate_hz:
+                raise UserError(f"{cut.id} has {cut.sampling_rate} Hz, the config {config.sampling_rate_hz} Hz")
             try:
                 samples = cut.load_audio()
             except (OSError, RuntimeError, TypeError) as error:  # Lhotse fails with TypeError on soundfile's own error
                 source = cut.recording.sources[0].source
                 raise UserError(f"{source} cannot be decoded (any more): prepare the corpus again") from error
-            features = extractor.extract_from_samples_and_store(
-                samples, writer, cut.sampling_rate, offset=cut.start, channel=cut.channel
+            features = _extract(samples[0], config)
+            if config.snip_edges:
+                cut = cut.truncate(duration=len(features) * config.frame_shift_seconds, preserve_id=True)
+            manifest = Features(
+                type=_make_extractor(config).name,
+                num_frames=len(features),
+                num_features=config.num_mel_bins,
+                frame_shift=config.frame_shift_seconds,
+                sampling_rate=config.sampling_rate_hz,
+                start=cut.start,
+                duration=cut.duration,
+                storage_type=writer.name,
+                storage_path=str(job.final_file),
+                storage_key=writer.write(cut.id, features),
+                channels=cut.channel,
             )
-            stored.append(fastcopy(cut, features=fastcopy(features, storage_path=str(job.final_file))))
+            stored.append(fastcopy(cut, features=manifest))
     return stored
+
+
+def _extract(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """Features (T, F) before compression of samples (N,); fewer samples than one frame are filled up with zeros."""
+    import numpy as np
+
+    shortest = round(config.frame_length_seconds * config.sampling_rate_hz)
+    samples = np.pad(config.scale * samples, (0, max(shortest - len(samples), 0) if config.snip_edges else 0))
+    return _make_extractor(config).extract(samples, config.sampling_rate_hz)
 
 
 @lru_cache(maxsize=2)
 def _make_extractor(config: FeatureConfig) -> Fbank:
     from lhotse import Fbank, FbankConfig
 
-    return Fbank(
-        FbankConfig(
-            sampling_rate=config.sampling_rate_hz,
-            frame_length=config.frame_length_seconds,
-            frame_shift=config.frame_shift_seconds,
-            num_filters=config.num_mel_bins,
-            low_freq=config.low_hz,
-            high_freq=config.high_hz,
+    with warnings.catch_warnings():  # of snip_edges, which `store_chunk` sees to
+        warnings.filterwarnings("ignore", ".*snip_edges")
+        return Fbank(
+            FbankConfig(
+                sampling_rate=config.sampling_rate_hz,
+                frame_length=config.frame_length_seconds,
+                frame_shift=config.frame_shift_seconds,
+                num_filters=config.num_mel_bins,
+                low_freq=config.low_hz,
+                high_freq=config.high_hz,
+                snip_edges=config.snip_edges,
+            )
         )
-    )
