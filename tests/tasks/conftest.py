@@ -72,7 +72,8 @@ def write_model(folder: Path, tokenizer: Path, seed: int = 0) -> Path:
     save_config(FeatureConfig(), folder / FEATURES_FILE)
     (folder / "tokenizer").mkdir()
     pieces.save(folder / "tokenizer")
-    write_model_card(folder, "transducer", {"history": {str(folder): {"audio_hours": 1.5, "minutes": 2.5}}})
+    history = {str(folder): {"audio_hours": 1.5, "minutes": 2.5}}
+    write_model_card(folder, "transducer", {"history": history, "tokenizer": pieces.digest})
     return folder
 
 

@@ -13,7 +13,7 @@ from tests.tasks.conftest import ENCODER, Prepared, write_model
 from w2vbert.config import load_config, save_config
 from w2vbert.data.batches import collate
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig
-from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
+from w2vbert.data.tokenizer import SPACE, Tokenizer, TokenizerConfig
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
 from w2vbert.files import read_json, write_json
@@ -70,6 +70,15 @@ def another_tokenizer(model: Path) -> None:
     Tokenizer.train(["OTHER TEXT WITH MANY MORE LETTERS JKLQZXVBCD"], TokenizerConfig("char")).save(model / "tokenizer")
 
 
+def swapped_tokenizer(model: Path) -> None:
+    """One of the same size, with Z in the place of one letter."""
+    own = Tokenizer.load(model / "tokenizer")
+    letters = "".join(sorted(set("".join(own.pieces(range(2, own.vocab_size)))) - {SPACE}))
+    other = Tokenizer.train([f"{letters[:-1]}Z {letters[:-1]}Z"], TokenizerConfig("char"))
+    assert other.vocab_size == own.vocab_size and "Z" not in letters
+    other.save(model / "tokenizer")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -87,6 +96,7 @@ def another_tokenizer(model: Path) -> None:
         (another_model, "it belongs to a model of another configuration"),
         (another_size, "it belongs to a model of another size"),
         (another_tokenizer, "the tokenizer has"),
+        (swapped_tokenizer, "is not the one that the model was trained with"),
         (lambda model: shutil.rmtree(model / "tokenizer"), "is not a tokenizer"),
     ],
 )
