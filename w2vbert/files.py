@@ -109,6 +109,28 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def list_files(folder: Path) -> list[Path]:
+    """Every file under a folder, sorted; links are followed, each folder is entered once.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, seen = [], set()
+    for current, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        identity = os.stat(current)
+        if (identity.st_dev, identity.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
+        folders.sort()
+        found += [path for path in (Path(current, name) for name in files) if path.is_file()]  # no dangling links
+    return sorted(found)
+
+
 def check_writable(target: Path) -> None:
     """Refuses a file or folder that could not be written, before the work for it is done.
 

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert.errors import UserError
-from w2vbert.files import PARTIAL, atomic_dir, encode, lock_folder, read_json, real_path, remove_tree, write_json
+from w2vbert.files import (
+    PARTIAL,
+    atomic_dir,
+    encode,
+    list_files,
+    lock_folder,
+    read_json,
+    real_path,
+    remove_tree,
+    write_json,
+)
 from w2vbert.log import logger
 
 STAMP = ".stamp.json"
@@ -233,21 +243,9 @@ def _hash_path(name: str, path: Path) -> str:
 
 
 def _list_tree(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every file under a folder, links followed, each folder once."""
-    found, seen = [], set()
-    for current, folders, files in os.walk(folder, followlinks=True):
-        identity = os.stat(current)
-        if (identity.st_dev, identity.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((identity.st_dev, identity.st_ino))
-        folders.sort()
-        for name in sorted(files):
-            path = Path(current, name)
-            if path.is_file():  # no dangling links
-                stat = path.stat()
-                found.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
-    return found
+    """Name, size and time of change of every file under a folder."""
+    stats = ((path, path.stat()) for path in list_files(folder))
+    return [(str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def _own_files(folder: Path) -> Iterator[Path]:

@@ -8,7 +8,8 @@ import soundfile
 import torch
 
 from tests.data.corpus_factory import noise, truncate
-from w2vbert.data.audio import SUFFIXES, cut_at_quiet, find_audio, read_audio
+from w2vbert.data.audio import cut_at_quiet, find_audio, read_audio
+from w2vbert.data.corpora import AUDIO_SUFFIXES
 from w2vbert.errors import UserError
 
 RATE_HZ = 16000
@@ -76,7 +77,7 @@ def test_other_truncated_files_are_read_as_far_as_they_go_or_named(tmp_path: Pat
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", bytes(5000), b"fLaC", b"RIFF\x00\x00\x00\x00WAVE"])
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)
 def test_what_is_no_audio_is_named(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
@@ -150,3 +151,16 @@ def test_samples_far_beyond_one_are_refused(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "loud.wav", np.full(1600, 1e30, dtype=np.float32), 16000, subtype="FLOAT")
     with pytest.raises(UserError, match="audio lies within -1 and 1"):
         read_audio(tmp_path / "loud.wav", 16000)
+
+
+def test_linked_folders_are_searched_once_and_rates_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    soundfile.write(tmp_path / "real" / "deep" / "a.wav", np.zeros(500), 44101)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "gone").symlink_to(tmp_path / "nowhere")
+    (file,) = find_audio([tmp_path / "in"])
+    assert file == tmp_path / "in" / "link" / "deep" / "a.wav"
+    with pytest.raises(UserError, match="sampling rate of 44101 Hz"):
+        read_audio(file, 16000)

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,14 @@ import pytest
 import soundfile
 
 from tests.data.corpus_factory import noise, truncate, write_corpus, write_subset, write_utterance
-from w2vbert.data.corpora import CorpusConfig, check_audio, check_subsets, read_split, shared_speakers
+from w2vbert.data.corpora import (
+    CorpusConfig,
+    check_audio,
+    check_subsets,
+    read_split,
+    shared_speakers,
+    shared_utterances,
+)
 from w2vbert.errors import UserError
 
 
@@ -47,9 +55,22 @@ def test_what_cannot_be_used_is_dropped_for_a_reason(tmp_path: Path) -> None:
     write_utterance(subset, "1-1-0007", "GONE").unlink()
     soundfile.write(write_utterance(subset, "1-1-0008", "STEREO"), np.stack([noise(0.5)] * 2, axis=1), 16000)
     write_utterance(subset, "1-1-0009", "NO AUDIO").write_text("not audio")
+    soundfile.write(subset / "1" / "1" / "1-1-0000.wav", noise(0.5), 16000)
+    write_utterance(subset, "1-1-0010", "ONE THING\n1-1-0010 ANOTHER")
+    write_utterance(subset, "1-1-0011", "SAID TWICE\n1-1-0011 SAID TWICE")
+    write_utterance(subset, "1-1-0012", "ODD RATE", noise(0.5), 44101)
+    soundfile.write(subset / "1" / "1" / "1-1-0013.wav", 20000 * noise(0.5), 16000, subtype="FLOAT")
+    with (subset / "1" / "1" / "1-1.trans.txt").open("a") as file:
+        file.write("1-1-0013 INTEGERS AS FLOATS\n")
+    (subset / "2" / "1").mkdir(parents=True)
     split = read_split(config_of(tmp_path, train="odd"), "train", jobs=1)
-    assert [r.id for r in split.recordings] == ["1-1-0000"]
+    assert [r.id for r in split.recordings] == ["1-1-0000", "1-1-0011"]
     assert split.dropped == {
+        "id is there twice": ["1-1-0000"],
+        "two different transcripts": ["1-1-0010"],
+        "sampling rate that cannot be used": ["1-1-0012"],
+        "samples far beyond -1 and 1": ["1-1-0013"],
+        "speaker without audio": ["2"],
         "empty transcript": ["1-1-0001"],
         "no transcript": ["1-1-0002"],
         "transcript without audio": ["1-1-0007"],
@@ -148,9 +169,37 @@ def test_contradictory_splits_are_refused(tmp_path: Path, splits: dict) -> None:
         CorpusConfig(tmp_path, splits)
 
 
-def test_speakers_in_two_labelled_splits_are_found(tmp_path: Path) -> None:
-    for subset, speakers in {"a": ("1", "2"), "b": ("2", "3"), "c": ("4",), "d": ("4", "1")}.items():
+def test_speakers_and_utterances_in_two_splits_are_found(tmp_path: Path) -> None:
+    for subset, speakers in {"a": ("1", "2"), "b": ("2", "3"), "c": ("4",), "d": ("5", "1")}.items():
         write_subset(tmp_path / subset, speakers, 1)
-    config = config_of(tmp_path, train="a", dev="b", test="c", unlabelled="d")
+    write_utterance(tmp_path / "c", "3-8-0000", "ANOTHER CHAPTER")
+    config = config_of(tmp_path, train="a", dev="b", test="c", unlabelled="d,c")
     splits = [read_split(config, split, jobs=1) for split in config.splits]
-    assert shared_speakers(splits) == [("train", "dev", ["2"])]
+    assert shared_speakers(splits) == [
+        ("train", "dev", ["2"]),
+        ("dev", "test", ["3"]),
+        ("dev", "unlabelled", ["3"]),
+        ("test", "unlabelled", ["3", "4"]),
+    ]
+    assert shared_utterances(splits) == [
+        ("train", "dev", ["2-7-0000"]),
+        ("test", "unlabelled", ["3-8-0000", "4-7-0000"]),
+    ]
+
+
+def test_linked_folders_and_marks_of_windows_are_no_obstacle(tmp_path: Path) -> None:
+    write_utterance(tmp_path / "real", "1-1-0000", "GOOD ONE")
+    transcripts = tmp_path / "real" / "1" / "1" / "1-1.trans.txt"
+    transcripts.write_bytes(b"\xef\xbb\xbf" + transcripts.read_bytes().replace(b"\n", b"\r\n"))
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "1").symlink_to(tmp_path / "real" / "1")
+    (tmp_path / "real" / "1" / "loop").symlink_to(tmp_path / "linked")
+    split = read_split(config_of(tmp_path, train="linked"), "train", jobs=1)
+    assert [s.text for s in split.supervisions] == ["GOOD ONE"] and split.dropped == {}
+
+
+def test_names_need_not_be_unicode(tmp_path: Path) -> None:
+    path = write_utterance(tmp_path / "odd", "1-1-0000", None)
+    path.rename(path.with_name(os.fsdecode(b"1-1-\xff.flac")))
+    split = read_split(config_of(tmp_path, unlabelled="odd"), "unlabelled", jobs=1)
+    assert [os.fsencode(r.id) for r in split.recordings] == [b"1-1-\xff"]

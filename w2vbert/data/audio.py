@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from w2vbert.data.corpora import AUDIO_SUFFIXES, MAX_AMPLITUDE, can_resample
 from w2vbert.errors import UserError
-
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus")
-MAX_AMPLITUDE = 1000.0
-"""Float files may go a little beyond 1; far beyond it they hold something else than audio."""
+from w2vbert.files import list_files
 
 QUIET_SECONDS = 0.1
 """Width of the window whose energy says how quiet a place is."""
@@ -26,13 +24,13 @@ def find_audio(inputs: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            files += sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            files += [p for p in list_files(path) if p.suffix.lower() in AUDIO_SUFFIXES]
         elif path.is_file():
             files.append(path)
         else:
             raise UserError(f"{path} does not exist")
     if not files:
-        raise UserError(f"no audio in {', '.join(map(str, inputs))}: looked for {' '.join(SUFFIXES)}")
+        raise UserError(f"no audio in {', '.join(map(str, inputs))}: looked for {' '.join(AUDIO_SUFFIXES)}")
     return files
 
 
@@ -41,7 +39,7 @@ def read_audio(path: Path, rate_hz: int) -> Tensor:
 
     Raises:
         UserError: the file cannot be decoded, ends before its header says (FLAC; a WAV is read as far as it goes), is
-            empty, or holds NaN.
+            empty, holds NaN, or has a sampling rate that cannot be used.
     """
     import soundfile
     import torchaudio
@@ -49,8 +47,10 @@ def read_audio(path: Path, rate_hz: int) -> Tensor:
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:  # as bytes: names need not be UTF-8
             expected, rate = len(file), file.samplerate
+            if not can_resample(rate):
+                raise UserError(f"{path} has a sampling rate of {rate} Hz, which cannot be used")
             samples = torch.from_numpy(file.read(dtype="float32", always_2d=True)).mean(1)  # (N,)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
         raise UserError(f"{path} cannot be decoded: {error}") from error
     if len(samples) < expected:
         raise UserError(f"{path} is truncated: {len(samples)} of {expected} samples")

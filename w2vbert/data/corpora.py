@@ -9,7 +9,9 @@ the lister is ours; on a sound corpus both give the same manifests.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ import soundfile
 
 from w2vbert.data.parallel import map_in_processes
 from w2vbert.errors import UserError
+from w2vbert.files import list_files
 from w2vbert.log import progress
 
 if TYPE_CHECKING:  # lhotse takes seconds to import: not before a step knows that it has work to do
@@ -29,6 +32,8 @@ SPLITS = (*LABELLED_SPLITS, "unlabelled")
 SAMPLING_RATE_HZ = 16000  # of the manifests; other audio is resampled when it is loaded
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 READ_SAMPLES = 1 << 20
+MAX_AMPLITUDE = 1000.0  # float files may go a little beyond 1; far beyond it they hold something else than audio
+MAX_FILTER_SIZE = 10**7  # values in the table of a resampler: 282 240 for 11 025 Hz, 7e8 for 44 101 Hz
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def check_subsets(config: CorpusConfig) -> None:
                 names = ", ".join(there) or "none"
                 raise UserError(f"there is no subset {subset} in {config.corpus} (there are: {names})")
             folder = config.corpus / subset
-            if split in LABELLED_SPLITS and next(folder.rglob("*.trans.txt"), None) is None:
+            if split in LABELLED_SPLITS and not any(path.name.endswith(".trans.txt") for path in list_files(folder)):
                 raise UserError(
                     f"{split}: {folder} has no transcripts (*.trans.txt): name a labelled subset, "
                     "or use this one with --unlabelled"
@@ -128,7 +133,7 @@ def read_split(config: CorpusConfig, split: str, jobs: int) -> Split:
     dropped: dict[str, list[str]] = {}
     candidates: dict[str, Utterance] = {}
     for subset in config.splits[split]:
-        for utterance in list_utterances(config.corpus.resolve() / subset, split in LABELLED_SPLITS, dropped):
+        for utterance in list_utterances(config.corpus / subset, split in LABELLED_SPLITS, dropped):
             if utterance.id in candidates:
                 dropped.setdefault("id is there twice", []).append(utterance.id)
             else:
@@ -161,41 +166,60 @@ def list_utterances(folder: Path, labelled: bool, dropped: dict[str, list[str]])
     Raises:
         UserError: there is no audio file.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    paths = [path for path in list_files(folder) if path.suffix.lower() in AUDIO_SUFFIXES]
     if not paths:
         raise UserError(f"there is no audio in {folder} ({', '.join('*' + suffix for suffix in AUDIO_SUFFIXES)})")
     transcripts = read_transcripts(folder) if labelled else {}
+    seen: set[str] = set()
     for path in paths:
         parts = path.relative_to(folder).with_suffix("").parts
         speaker = parts[0]
         # LibriSpeech's file names are unique; those of other corpora (Libri-Light's books) only with their folders.
         utterance_id = path.stem if path.stem.startswith(f"{speaker}-") else "-".join(parts)
-        text = transcripts.pop(utterance_id, None)
-        if labelled and not text:
-            reason = "no transcript" if text is None else "empty transcript"
-            dropped.setdefault(reason, []).append(utterance_id)
-            continue
-        yield Utterance(utterance_id, path, speaker, text if labelled else None)
-    if transcripts:
-        dropped.setdefault("transcript without audio", []).extend(sorted(transcripts))
+        texts = transcripts.get(utterance_id, ())
+        problem = "id is there twice" if utterance_id in seen else _check_transcripts(texts) if labelled else None
+        seen.add(utterance_id)
+        if problem is not None:
+            dropped.setdefault(problem, []).append(utterance_id)
+        else:
+            yield Utterance(utterance_id, path, speaker, texts[0] if labelled else None)
+    speakers = {path.relative_to(folder).parts[0] for path in paths}
+    silent = [
+        path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in speakers
+    ]
+    for reason, names in (("transcript without audio", transcripts.keys() - seen), ("speaker without audio", silent)):
+        if names:
+            dropped.setdefault(reason, []).extend(sorted(names))
 
 
-def read_transcripts(folder: Path) -> dict[str, str]:
-    """Utterance id -> text, of all `*.trans.txt` under a folder.
+def _check_transcripts(texts: Sequence[str]) -> str | None:
+    """What is wrong with the transcripts of an utterance; None if they are one."""
+    if not texts:
+        return "no transcript"
+    if len(texts) > 1:
+        return "two different transcripts"
+    return None if texts[0] else "empty transcript"
+
+
+def read_transcripts(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Utterance id -> its different texts (one, if all is well), of all `*.trans.txt` under a folder.
 
     Raises:
         UserError: a file is not UTF-8.
     """
-    transcripts = {}
-    for path in sorted(folder.rglob("*.trans.txt")):
+    transcripts: dict[str, tuple[str, ...]] = {}
+    for path in list_files(folder):
+        if not path.name.endswith(".trans.txt"):
+            continue
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text") from error
         for line in lines:
             words = line.split()
             if words:
-                transcripts[words[0]] = " ".join(words[1:])
+                utterance_id, text = words[0], " ".join(words[1:])
+                transcripts[utterance_id] = tuple(dict.fromkeys((*transcripts.get(utterance_id, ()), text)))
     return transcripts
 
 
@@ -204,14 +228,18 @@ def check_audio(path: Path) -> AudioCheck:
     samples = 0
     rate_hz = 0
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # as bytes: names need not be UTF-8
             rate_hz = file.samplerate
             if file.channels != 1:
                 return AudioCheck(file.frames, rate_hz, "more than one channel")
+            if not can_resample(rate_hz):
+                return AudioCheck(file.frames, rate_hz, "sampling rate that cannot be used")
             while len(block := file.read(READ_SAMPLES, dtype="float32")) > 0:
                 samples += len(block)
                 if not np.isfinite(block).all():
                     return AudioCheck(samples, rate_hz, "samples that are no numbers")
+                if np.abs(block).max() > MAX_AMPLITUDE:
+                    return AudioCheck(samples, rate_hz, "samples far beyond -1 and 1")
             if samples != file.frames:
                 return AudioCheck(samples, rate_hz, "truncated")
     except soundfile.LibsndfileError:
@@ -219,12 +247,27 @@ def check_audio(path: Path) -> AudioCheck:
     return AudioCheck(samples, rate_hz, None if samples else "no samples")
 
 
+def can_resample(rate_hz: int) -> bool:
+    """Whether the filter that takes audio of a sampling rate to 16 kHz has a size to work with."""
+    common = math.gcd(rate_hz, SAMPLING_RATE_HZ)
+    return rate_hz >= 1000 and (rate_hz // common) * (SAMPLING_RATE_HZ // common) <= MAX_FILTER_SIZE
+
+
 def shared_speakers(splits: Sequence[Split]) -> list[tuple[str, str, list[str]]]:
-    """Pairs of train, dev and test that share speakers, with these."""
-    speakers = {s.name: {str(x.speaker) for x in s.supervisions} for s in splits if s.name in LABELLED_SPLITS}
-    names = list(speakers)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    return [(a, b, sorted(speakers[a] & speakers[b])) for a, b in pairs if speakers[a] & speakers[b]]
+    """Pairs of splits that share speakers, with these; train and unlabelled may."""
+    return _find_shared(splits, lambda split: {str(x.speaker) for x in split.supervisions})
+
+
+def shared_utterances(splits: Sequence[Split]) -> list[tuple[str, str, list[str]]]:
+    """Pairs of splits that share utterances (by id), with these; train and unlabelled may."""
+    return _find_shared(splits, lambda split: {x.id for x in split.supervisions})
+
+
+def _find_shared(splits: Sequence[Split], content: Callable[[Split], set[str]]) -> list[tuple[str, str, list[str]]]:
+    contents = {split.name: content(split) for split in splits}
+    names = list(contents)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if {a, b} != {"train", "unlabelled"}]
+    return [(a, b, sorted(contents[a] & contents[b])) for a, b in pairs if contents[a] & contents[b]]
 
 
 def _check_length(check: AudioCheck, config: CorpusConfig) -> str | None:

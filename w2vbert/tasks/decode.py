@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from w2vbert.config import load_config, save_config
-from w2vbert.data.audio import MAX_AMPLITUDE, cut_at_quiet, find_audio, read_audio
+from w2vbert.data.audio import cut_at_quiet, find_audio, read_audio
 from w2vbert.data.batches import FRAMES_PER_SECOND, collate
+from w2vbert.data.corpora import MAX_AMPLITUDE
 from w2vbert.data.datasets import MIN_FRAMES, SpeechDataset
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig, features_of_waveform, normalize
 from w2vbert.data.loaders import group_by_seconds, in_order

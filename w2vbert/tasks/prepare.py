@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert.config import save_config, to_dict
-from w2vbert.data.corpora import SPLITS, CorpusConfig, Split, check_subsets, read_split, shared_speakers
+from w2vbert.data.corpora import (
+    SPLITS,
+    CorpusConfig,
+    Split,
+    check_subsets,
+    read_split,
+    shared_speakers,
+    shared_utterances,
+)
 from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, add_speeds, store_features
 from w2vbert.data.synthesis import SynthConfig, write_corpus
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
-from w2vbert.files import write_json
+from w2vbert.files import real_path, write_json
 from w2vbert.log import logger
 from w2vbert.stages import Step, run_step
 
@@ -46,7 +54,7 @@ def prepare_corpus(
         UserError: a folder is missing, an unlabelled one is named as labelled, or nothing is left of a split.
     """
     named = {split: tuple(subsets) for split, subsets in splits.items() if subsets}
-    config = CorpusConfig(corpus.resolve(), named)
+    config = CorpusConfig(real_path(corpus), named)
     check_subsets(config)
     subsets = sorted({subset for names in named.values() for subset in names})
     step = Step("prepare corpus", out, to_dict(config), {subset: config.corpus / subset for subset in subsets})
@@ -68,7 +76,7 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
     splits = [split for split in SPLITS if _cuts_file(manifests, split).is_file()]
     if not splits:
         raise UserError(f"{manifests} has no cuts_*.jsonl.gz: give the folder that `w2vbert prepare corpus` wrote")
-    final = out.resolve()
+    final = real_path(out)
     inputs = {"manifests": manifests, "noise": config.noise}
     step = Step("features", out, {"features": to_dict(config), "out": str(final)}, inputs)
 
@@ -127,18 +135,34 @@ def _write_manifests(config: CorpusConfig, folder: Path, jobs: int) -> None:
         RecordingSet.from_recordings(split.recordings).to_file(folder / f"recordings_{split.name}.jsonl.gz")
         SupervisionSet.from_segments(split.supervisions).to_file(folder / f"supervisions_{split.name}.jsonl.gz")
         CutSet.from_cuts(split.cuts()).to_file(_cuts_file(folder, split.name))
-    warnings = [
-        f"{len(speakers)} speakers are in both {a} and {b}: {', '.join(speakers[:SHOWN_IDS])}"
-        for a, b, speakers in shared_speakers(splits)
-    ]
+    warnings = _find_warnings(splits)
     summary = {split.name: _summarise(split, config) for split in splits}
     write_json(folder / "report.json", {"corpus": str(config.corpus), "splits": summary, "warnings": warnings})
     table = _format_table(summary)
-    (folder / "report.txt").write_text("\n".join([*table, "", *_format_dropped(splits), *warnings]) + "\n")
+    report = "\n".join([*table, "", *_format_dropped(splits), *warnings]) + "\n"
+    (folder / "report.txt").write_text(report, encoding="utf-8", errors="backslashreplace")  # ids are file names
     for line in table:
         logger.info("%s", line)
     for warning in warnings:
         logger.warning("%s", warning)
+
+
+def _find_warnings(splits: Sequence[Split]) -> list[str]:
+    """What makes scores doubtful, or words differ that are the same; one line each."""
+    shared = {"speakers": shared_speakers(splits), "utterances": shared_utterances(splits)}
+    warnings = [
+        f"{len(ids)} {kind} are in both {a} and {b}: {', '.join(ids[:SHOWN_IDS])}"
+        for kind, pairs in shared.items()
+        for a, b, ids in pairs
+    ]
+    texts = [s.text for split in splits for s in split.supervisions if s.text]
+    small = sum(text != text.upper() for text in texts)
+    if small and any(text != text.lower() for text in texts):
+        warnings.append(
+            f"{small} of {len(texts)} transcripts have small letters, and there are capitals, too: words are compared "
+            "as they stand, so write all in one case"
+        )
+    return warnings
 
 
 def _summarise(split: Split, config: CorpusConfig) -> dict[str, Any]:
