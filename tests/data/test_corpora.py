@@ -198,8 +198,15 @@ def test_linked_folders_and_marks_of_windows_are_no_obstacle(tmp_path: Path) -> 
     assert [s.text for s in split.supervisions] == ["GOOD ONE"] and split.dropped == {}
 
 
-def test_names_need_not_be_unicode(tmp_path: Path) -> None:
-    path = write_utterance(tmp_path / "odd", "1-1-0000", None)
+def test_names_that_no_manifest_can_hold_are_dropped(tmp_path: Path) -> None:
+    write_utterance(tmp_path / "odd", "1-1-0000", None)
+    path = write_utterance(tmp_path / "odd", "1-1-0001", None)
     path.rename(path.with_name(os.fsdecode(b"1-1-\xff.flac")))
     split = read_split(config_of(tmp_path, unlabelled="odd"), "unlabelled", jobs=1)
-    assert [os.fsencode(r.id) for r in split.recordings] == [b"1-1-\xff"]
+    assert [r.id for r in split.recordings] == ["1-1-0000"]
+    assert split.dropped == {"name that is not UTF-8": [os.fsdecode(b"1-1-\xff")]}
+    odd = tmp_path / os.fsdecode(b"\xff")
+    (tmp_path / "odd").rename(odd)
+    odd.mkdir(exist_ok=True)
+    with pytest.raises(UserError, match="is not UTF-8: rename it"):
+        check_subsets(config_of(odd, unlabelled="1"))

@@ -107,6 +107,8 @@ def check_subsets(config: CorpusConfig) -> None:
     """
     if not config.corpus.is_dir():
         raise UserError(f"there is no corpus folder {config.corpus}")
+    if not _is_unicode(config.corpus):
+        raise UserError(f"the name of {config.corpus} is not UTF-8: rename it")
     there = sorted(path.name for path in config.corpus.iterdir() if path.is_dir() and not path.name.startswith("."))
     for split, subsets in config.splits.items():
         for subset in subsets:
@@ -177,7 +179,11 @@ def list_utterances(folder: Path, labelled: bool, dropped: dict[str, list[str]])
         # LibriSpeech's file names are unique; those of other corpora (Libri-Light's books) only with their folders.
         utterance_id = path.stem if path.stem.startswith(f"{speaker}-") else "-".join(parts)
         texts = transcripts.get(utterance_id, ())
-        problem = "id is there twice" if utterance_id in seen else _check_transcripts(texts) if labelled else None
+        problem = _check_transcripts(texts) if labelled else None
+        if utterance_id in seen:
+            problem = "id is there twice"
+        if not _is_unicode(path):
+            problem = "name that is not UTF-8"
         seen.add(utterance_id)
         if problem is not None:
             dropped.setdefault(problem, []).append(utterance_id)
@@ -190,6 +196,11 @@ def list_utterances(folder: Path, labelled: bool, dropped: dict[str, list[str]])
     for reason, names in (("transcript without audio", transcripts.keys() - seen), ("speaker without audio", silent)):
         if names:
             dropped.setdefault(reason, []).extend(sorted(names))
+
+
+def _is_unicode(path: Path) -> bool:
+    """Whether a path can be written into a manifest."""
+    return str(path) == str(path).encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _check_transcripts(texts: Sequence[str]) -> str | None:
