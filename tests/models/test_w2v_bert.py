@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.models.tiny import ENCODER, MELS, PRETRAINING, ROTARY, noise, unsettle
 from w2vbert.models.encoder import EncoderConfig, SpeechEncoder
-from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig, W2vBertLoss
+from w2vbert.models.w2v_bert import PretrainingLoss, W2vBert, W2vBertConfig
 
 LENGTHS = torch.tensor([160, 103, 90, 41])
 ENCODER_PARTS = ("feature_encoder", "input_linear", "contrastive_blocks", "masked_blocks")
@@ -27,7 +27,7 @@ def model(config: W2vBertConfig = PRETRAINING) -> W2vBert:
     return module
 
 
-def run(module: W2vBert, lengths: Tensor = LENGTHS, seed: int = 0, temperature: float = 1.0) -> W2vBertLoss:
+def run(module: W2vBert, lengths: Tensor = LENGTHS, seed: int = 0, temperature: float = 1.0) -> PretrainingLoss:
     features = noise(len(lengths), int(lengths.max()), MELS)
     return module(features, lengths, temperature, torch.Generator().manual_seed(seed))
 
@@ -112,7 +112,8 @@ def test_every_parameter_learns() -> None:
 
 def test_total_is_the_weighted_sum_of_its_parts() -> None:
     loss = run(model(weighted(0.7, 0.3, 1.9)))
-    expected = 0.7 * (loss.contrastive.loss + 0.3 * loss.diversity) + 1.9 * loss.masked_loss
+    assert loss.contrastive is not None and loss.masked is not None and loss.use is not None
+    expected = 0.7 * (loss.contrastive.loss + 0.3 * loss.use.diversity) + 1.9 * loss.masked.loss
     torch.testing.assert_close(loss.total, expected)
 
 
@@ -121,8 +122,9 @@ def test_sums_count_masked_frames() -> None:
     groups, codes = PRETRAINING.quantizer.codebooks, PRETRAINING.quantizer.codes
     assert loss.code_counts.shape == (groups, codes)
     assert loss.code_counts.sum() == loss.count * groups
-    assert 0 < loss.contrastive.count <= loss.count and 0 <= loss.masked_correct <= loss.count
-    assert 0 <= loss.diversity <= loss.count * (1 - 1 / codes)
+    assert loss.contrastive is not None and loss.masked is not None and loss.use is not None
+    assert 0 < loss.contrastive.count <= loss.count and 0 <= loss.masked.correct <= loss.count
+    assert 0 <= loss.use.diversity <= loss.count * (1 - 1 / codes)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -156,8 +158,9 @@ def test_one_masked_frame_trains_the_masked_prediction_alone() -> None:
     module = model(replace(PRETRAINING, mask_start_prob=1e-9, mask_span_frames=1)).train()
     loss = run(module)
     loss.total.backward()
+    assert loss.contrastive is not None and loss.masked is not None
     assert loss.count == len(LENGTHS) and loss.contrastive.count == 0 and loss.contrastive.loss == 0
-    assert loss.masked_loss > 0
+    assert loss.masked.loss > 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
 
 
@@ -182,6 +185,7 @@ def test_masked_frames_are_hidden_from_the_context() -> None:
 def test_distractors_are_sampled_when_there_are_many_masked_frames() -> None:
     few, many = (model(replace(PRETRAINING, num_distractors=k)) for k in (3, 1000))
     a, b = run(few), run(many)
+    assert a.contrastive is not None and b.contrastive is not None
     assert a.contrastive.chance / a.contrastive.count > 1 / 4 - 1e-6
     assert b.contrastive.chance / b.contrastive.count < 1 / 4
 
@@ -191,4 +195,4 @@ def test_contradictions_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         W2vBertConfig(**values)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="contrastive_blocks"):
-        EncoderConfig(contrastive_blocks=0)
+        EncoderConfig(contrastive_blocks=0, masked_blocks=0)

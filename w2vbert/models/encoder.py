@@ -20,8 +20,8 @@ class EncoderConfig:
     Attributes:
         subsampling: feature encoder.
         block: every conformer block.
-        contrastive_blocks: blocks of the contrastive module (12: paper).
-        masked_blocks: blocks of the masked-prediction module (12 in XL, 30 in XXL: paper).
+        contrastive_blocks: blocks of the contrastive module (12: paper); 0 where the objective has none.
+        masked_blocks: blocks of the masked-prediction module (12 in XL, 30 in XXL: paper); 0 where it has none.
     """
 
     subsampling: SubsamplingConfig = field(default_factory=SubsamplingConfig)
@@ -30,8 +30,8 @@ class EncoderConfig:
     masked_blocks: int = 12
 
     def __post_init__(self) -> None:
-        if self.contrastive_blocks < 1 or self.masked_blocks < 0:
-            raise ValueError("an encoder needs contrastive_blocks >= 1 and masked_blocks >= 0")
+        if min(self.contrastive_blocks, self.masked_blocks) < 0 or not self.contrastive_blocks + self.masked_blocks:
+            raise ValueError("contrastive_blocks and masked_blocks must not be negative, and one of them above 0")
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,12 @@ def _count_stored(weights: Path) -> int:
 def _describe_config(config_path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     import torch
 
-    from w2vbert.models.w2v_bert import W2vBert
+    from w2vbert.models.objectives import make_pretraining_model
     from w2vbert.tasks.pretrain import PretrainConfig
 
     config = load_config(PretrainConfig, config_path, overrides)
     with torch.device("meta"):
-        model = W2vBert(config.model)
+        model = make_pretraining_model(config.model)
     encoder = model.encoder
     parts = {
         "feature_encoder": encoder.feature_encoder,
@@ -66,10 +66,10 @@ def _describe_config(config_path: Path | None, overrides: Sequence[str]) -> dict
         "contrastive_blocks": encoder.contrastive_blocks,
         "masked_blocks": encoder.masked_blocks,
         "quantizer": model.quantizer,
-        "context_linear": model.context_linear,
+        "context_linear": getattr(model, "context_linear", None),
         "code_linear": model.code_linear,
     }
-    by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
     return {
         "parameters": sum(by_part.values()),
         "parameters_by_part": by_part,
