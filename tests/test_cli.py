@@ -18,7 +18,9 @@ import pytest
 from w2vbert import cli
 from w2vbert.errors import UserError
 
-COMMANDS = "prepare features tokenizer lm pretrain finetune pseudo-label decode score report info doctor".split()
+COMMANDS = (
+    "prepare features tokenizer lm pretrain finetune average pseudo-label decode score report info doctor"
+).split()
 
 
 @pytest.fixture

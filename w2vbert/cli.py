@@ -286,6 +286,24 @@ def finetune(
     task.finetune(data, out, tokenizer, init, pseudo, config, set_ or [], force, max_hours)
 
 
+@app.command()
+@_skipping_what_is_done
+def average(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder made by `finetune` or `pretrain`.")],
+    out: Out,
+    last: Annotated[int, typer.Option(min=1, metavar="N", help="How many checkpoints, the newest.")],
+    until: Annotated[int | None, typer.Option(metavar="STEP", help="No checkpoint after this step.")] = None,
+    force: Force = False,
+) -> None:
+    """Average the weights of a run's checkpoints into a model.
+
+    A training keeps as many as its setting train.keep_last says.
+    """
+    from w2vbert.tasks import average as task
+
+    task.average(run, out, last, until, force)
+
+
 @app.command("pseudo-label")
 @_skipping_what_is_done
 def pseudo_label(

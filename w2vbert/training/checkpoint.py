@@ -7,7 +7,7 @@ best model so far, `model.safetensors`. The card `model.json`, written at the en
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def save_checkpoint(
     target = run / "checkpoints" / f"step-{step:08d}"
     with _writing_to(run), atomic_dir(target) as folder:
         for name, module in weights.items():
-            _write_weights(module, folder / f"{name}.safetensors")
+            _write_tensors(module.state_dict(), folder / f"{name}.safetensors")
         torch.save(dict(state), folder / STATE_FILE)
         checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
         write_json(folder / CARD_FILE, {"format": FORMAT, "step": step, "crc32": checksums})
@@ -126,14 +126,19 @@ def save_weights(module: nn.Module, path: Path) -> None:
     Raises:
         UserError: they cannot be written, for example to a full disk; an older file stays.
     """
+    save_tensors(module.state_dict(), path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Tensors by name as safetensors; otherwise as `save_weights`."""
     with _writing_to(path.parent):
-        _write_weights(module, path)
+        _write_tensors(tensors, path)
 
 
-def _write_weights(module: nn.Module, path: Path) -> None:
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in module.state_dict().items()}
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with atomic_file(path) as aside:
-        safetensors.torch.save_file(tensors, aside)
+        safetensors.torch.save_file(plain, aside)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -150,8 +155,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged or no safetensors file ({error})") from error
 
 
+def average_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """Mean of each tensor over safetensors files, in double precision; of whole numbers those of the last file.
+
+    Raises:
+        UserError: a file is missing or damaged, or they do not belong to one model.
+    """
+    first = read_weights(files[0])
+    sums = {name: tensor.double() for name, tensor in first.items() if tensor.is_floating_point()}
+    last = first
+    for path in files[1:]:
+        last = read_weights(path)
+        if {n: t.shape for n, t in last.items()} != {n: t.shape for n, t in first.items()}:
+            raise UserError(f"{path} and {files[0]} belong to models of other configurations")
+        for name, total in sums.items():
+            total += last[name]
+    return {n: (sums[n] / len(files)).to(t.dtype) if n in sums else t for n, t in last.items()}
+
+
 def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
-    """Loads weights that must fit `module` exactly; with a prefix those whose names begin with it, for a part of a model.
+    """Loads weights that must fit `module` exactly; with a prefix those whose names begin with it, for part of a model.
 
     Raises:
         UserError: names the first tensor that is missing, unknown or of another shape.
