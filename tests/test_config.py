@@ -123,3 +123,25 @@ def test_to_dict_holds_plain_values_only() -> None:
     tree = to_dict(Run())
     assert tree["folder"] == "exp" and tree["layers"] == [{"width": 8}, {"width": 8}]
     assert tree["optimizer"] == {"learning_rate": 1e-3, "betas": [0.9, 0.98]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        ("limit=.nan", "limit"),
+        ("limit='nan'", "limit"),
+        ("optimizer.betas=[0.5, .nan]", "optimizer.betas.1"),
+        ("rates={a: .nan}", "rates.a"),
+    ],
+)
+def test_what_is_no_number_is_refused(setting: str, place: str) -> None:
+    with pytest.raises(UserError, match=rf"^--set .*: {place}: a number is needed, not nan$"):
+        load_config(Run, None, [setting])
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "[" * 5000, "'", "{a: [}"])
+def test_values_that_yaml_cannot_read_are_refused(value: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the value is not valid YAML"):
+        load_config(Run, None, [f"name={value}"])
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(Run, write(tmp_path, f"name: {value}\n"))

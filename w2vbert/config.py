@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -37,9 +38,13 @@ def load_config(cls: type[T], path: Path | None = None, overrides: Sequence[str]
         _apply_override(tree, override)
     _check_keys(cls, tree, (), source)
     try:
-        return TypeAdapter(cls).validate_python(tree)
+        config = TypeAdapter(cls).validate_python(tree)
     except ValidationError as error:
         raise UserError(f"{source}: {_first_problem(error, tree)}") from error
+    place = _find_nan(config)
+    if place is not None:
+        raise UserError(f"{source}: {place}: a number is needed, not nan")
+    return config
 
 
 def to_dict(config: object) -> dict[str, Any]:
@@ -54,6 +59,21 @@ def save_config(config: object, path: Path) -> None:
 
     with atomic_file(path) as partial:
         partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _find_nan(value: object, name: str = "") -> str | None:
+    """The key of a nan, which passes any comparison in a `__post_init__` that asks for what is wrong."""
+    if isinstance(value, float):
+        return name if math.isnan(value) else None
+    items: list[tuple[object, object]] = []
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, (list, tuple)):
+        items = list(enumerate(value))
+    found = (_find_nan(item, f"{name}.{key}" if name else str(key)) for key, item in items)
+    return next((place for place in found if place is not None), None)
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +114,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"no such config file: {path}") from error
     except (IsADirectoryError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if tree is None:
         return {}
@@ -113,7 +133,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: write key=value, for example --set train.max_steps=500")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise UserError(f"--set {override}: the value is not valid YAML") from error
     node = tree
     for key in keys[:-1]:
