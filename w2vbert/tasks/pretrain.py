@@ -50,7 +50,8 @@ class PretrainConfig:
         join_utterances: up to so many utterances, drawn anew in each epoch, are joined to one: short ones have few
             frames to draw distractors from.
         batch_seconds: most audio in a batch, padding counted (18.2 h in all: paper).
-        max_seconds: longer utterances are left out (32: paper).
+        max_seconds: of longer utterances a random crop of this length, drawn anew in each epoch, is taken (32: paper);
+            on dev, their first `max_seconds`.
     """
 
     model: W2vBertConfig = field(default_factory=W2vBertConfig)
@@ -173,8 +174,8 @@ def pretrain(
     if not force and step.is_done():
         return
     splits = [data / f"cuts_{name}.jsonl.gz" for name in TRAIN_SPLITS]
-    train = SpeechDataset([path for path in splits if path.is_file()] or splits, config.max_seconds)
-    dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds)
+    train = SpeechDataset([path for path in splits if path.is_file()] or splits, config.max_seconds, crop=True)
+    dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds, crop=True)
     check_mel_bins(data, config.model.encoder)
     world = prepare_run(step, config.train, force)
     task = PretrainTask(config, dev)
