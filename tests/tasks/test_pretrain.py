@@ -98,7 +98,7 @@ def test_errors_leave_nothing(prepared: Prepared, config: Path, tmp_path: Path, 
     assert "unknown key max_step in train, did you mean max_steps?" in fails(*base, "--set", "train.max_step=3")
     assert "unknown key quantiser in model, did you mean quantizer?" in fails(*base, "--set", "model.quantiser.codes=4")
     assert "must be at least 1" in fails(*base, "--set", "train.max_steps=0")
-    assert "no utterance between" in fails(*base, "--set", "max_seconds=0.2")
+    assert "no utterance between" in fails(*base, "--set", "max_seconds=0.05")
     assert "no such file or folder" in fails("pretrain", tmp_path / "nowhere", *base[2:])
     assert "holds cuts without features" in fails("pretrain", prepared.manifests, *base[2:])
     assert "does not exist: run `w2vbert features`" in fails("pretrain", prepared.corpus, *base[2:])
@@ -107,6 +107,16 @@ def test_errors_leave_nothing(prepared: Prepared, config: Path, tmp_path: Path, 
     (tmp_path / "out" / "thesis.txt").write_text("precious")
     assert "was not made by pretrain" in fails(*base)
     assert os.listdir(tmp_path / "out") == ["thesis.txt"]
+
+
+def test_long_utterances_are_cropped(
+    prepared: Prepared, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = ("--set", "train.max_steps=6", "--set", "max_seconds=0.2", "--set", "batch_seconds=0.8")
+    run("pretrain", prepared.data, tmp_path / "out", "--config", config, *few)
+    assert not any("left out" in record.getMessage() for record in caplog.records)
+    # 12 utterances of 0.3 s and more in batches of 4: 6 batches are two epochs.
+    assert read_json(tmp_path / "out" / "model.json")["audio_hours"] == pytest.approx(2 * 12 * 0.2 / 3600)
 
 
 def test_utterances_shorter_than_the_receptive_field_are_left_out_and_counted(
