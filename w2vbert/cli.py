@@ -256,15 +256,38 @@ def lm(
     task.train_ngram(manifests, out, tokenizer, text or [], config, set_ or [], force)
 
 
+@app.command("import")
+@_skipping_what_is_done
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Folder of config.json and model.safetensors.")],
+    out: Out,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Make a model folder from w2v-bert-2.0 as transformers saves it."""
+    from w2vbert.tasks import encoders as task
+
+    task.import_encoder(source, out, config, set_ or [], force)
+
+
 @app.command()
 @_skipping_what_is_done
 def pretrain(
-    data: Data, out: Out, config: Config = None, set_: Set = None, force: Force = False, max_hours: MaxHours = None
+    data: Data,
+    out: Out,
+    init: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Encoder to begin with: folder made by `import` or `pretrain`.")
+    ] = None,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+    max_hours: MaxHours = None,
 ) -> None:
     """Pre-train w2v-BERT on unlabelled speech."""
     from w2vbert.tasks import pretrain as task
 
-    task.pretrain(data, out, config, set_ or [], force, max_hours)
+    task.pretrain(data, out, init, config, set_ or [], force, max_hours)
 
 
 @app.command()
@@ -273,7 +296,7 @@ def finetune(
     data: Data,
     out: Out,
     tokenizer: Tokenizer,
-    init: Annotated[str, typer.Option(metavar="DIR", help="Folder made by `pretrain`, or `scratch`.")],
+    init: Annotated[str, typer.Option(metavar="DIR", help="Folder made by `pretrain` or `import`, or `scratch`.")],
     pseudo: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder made by `pseudo-label`.")] = None,
     config: Config = None,
     set_: Set = None,

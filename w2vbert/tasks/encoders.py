@@ -37,18 +37,29 @@ class ImportConfig:
     dropout_prob: float | None = None
 
 
-def load_encoder(folder: Path) -> SpeechEncoder:
-    """The encoder of a pre-trained or imported model.
+def read_encoder_config(folder: Path) -> EncoderConfig:
+    """Architecture of the encoder of a pre-trained or imported model.
 
     Raises:
         UserError: the folder does not hold one.
     """
-    imported = read_model_card(folder, PRETRAINED, IMPORTED)["kind"] == IMPORTED
     settings = folder / "model.yaml"
-    config = load_config(EncoderConfig, settings) if imported else load_config(W2vBertConfig, settings).encoder
-    encoder = SpeechEncoder(config)
-    load_weights(encoder, folder / "model.safetensors", prefix="" if imported else "encoder.")
-    return encoder
+    if _is_imported(folder):
+        return load_config(EncoderConfig, settings)
+    return load_config(W2vBertConfig, settings).encoder
+
+
+def load_encoder_weights(encoder: SpeechEncoder, folder: Path) -> None:
+    """Gives an encoder of the same architecture the weights of a pre-trained or imported model.
+
+    Raises:
+        UserError: the folder does not hold such an encoder.
+    """
+    load_weights(encoder, folder / "model.safetensors", prefix="" if _is_imported(folder) else "encoder.")
+
+
+def _is_imported(folder: Path) -> bool:
+    return bool(read_model_card(folder, PRETRAINED, IMPORTED)["kind"] == IMPORTED)
 
 
 def read_encoder_history(folder: Path) -> dict[str, Any]:

@@ -24,13 +24,11 @@ from w2vbert.files import read_json
 from w2vbert.log import logger
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
-from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
-from w2vbert.ops.lengths import subsampled_lengths
 from w2vbert.stages import Step
+from w2vbert.tasks.encoders import load_encoder_weights, read_encoder_config, read_encoder_history
 from w2vbert.tasks.recognize import check_features, recognize
 from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
 from w2vbert.tasks.transcripts import UnusableUtterances, check_spelling, leave_out_crowded
-from w2vbert.training.checkpoint import load_weights, read_model_card
 from w2vbert.training.metrics import Panel, read_metrics
 from w2vbert.training.optim import OptimConfig, ParamGroup, layer_groups
 from w2vbert.training.task import StepOutput
@@ -201,11 +199,9 @@ def build_transducer(config: FinetuneConfig, init: str, tokenizer: Tokenizer) ->
     Raises:
         UserError: `init` is no pre-trained model, or contradicts the config.
     """
-    pretrained = None if init == SCRATCH else load_pretrained(Path(init))
-    if pretrained is None and config.encoder is None:
+    encoder = config.encoder if init == SCRATCH else read_encoder_config(Path(init))
+    if encoder is None:
         raise UserError("--init scratch needs the key `encoder` in the config: there is no pre-trained model to copy")
-    encoder = config.encoder if pretrained is None else pretrained.config.encoder
-    assert encoder is not None
     if config.encoder not in (None, encoder):
         raise UserError(f"key encoder contradicts {init}/model.yaml: leave it out, or make it equal")
     model = Transducer(
@@ -219,21 +215,9 @@ def build_transducer(config: FinetuneConfig, init: str, tokenizer: Tokenizer) ->
             rnnt_type=config.loss.rnnt_type,
         )
     )
-    if pretrained is not None:
-        model.encoder.load_state_dict(pretrained.encoder.state_dict())
+    if init != SCRATCH:
+        load_encoder_weights(model.encoder, Path(init))
         model.encoder.feature_encoder.requires_grad_(not config.freeze_feature_encoder)
-    return model
-
-
-def load_pretrained(folder: Path) -> W2vBert:
-    """A pre-trained model.
-
-    Raises:
-        UserError: the folder does not hold one.
-    """
-    read_model_card(folder, "w2v-bert")
-    model = W2vBert(load_config(W2vBertConfig, folder / "model.yaml"))
-    load_weights(model, folder / "model.safetensors")
     return model
 
 
@@ -295,5 +279,5 @@ def finetune(
 
 def _read_history(init: str, pseudo: Path | None) -> dict[str, Any]:
     """Cost of the pre-training and of the teacher's training."""
-    history: dict[str, Any] = {} if init == SCRATCH else read_model_card(Path(init), "w2v-bert")["history"]
+    history: dict[str, Any] = {} if init == SCRATCH else read_encoder_history(Path(init))
     return history if pseudo is None else history | read_json(pseudo / "report.json")["history"]

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,10 +13,14 @@ from w2vbert.data.batches import SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
+from w2vbert.errors import UserError
+from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.objectives import make_pretraining_model
 from w2vbert.models.quantizer import perplexity
 from w2vbert.models.w2v_bert import PretrainingLoss, W2vBertConfig
 from w2vbert.stages import Step
+from w2vbert.tasks.encoders import PRETRAINED, load_encoder_weights, read_encoder_config, read_encoder_history
+from w2vbert.tasks.recognize import check_features
 from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
 from w2vbert.training.metrics import Panel
 from w2vbert.training.optim import OptimConfig, ParamGroup
@@ -158,6 +162,7 @@ def summarize_pretraining(sums: Mapping[str, Tensor]) -> dict[str, float]:
 def pretrain(
     data: Path,
     out: Path,
+    init: Path | None,
     config_path: Path | None,
     overrides: Sequence[str],
     force: bool,
@@ -165,20 +170,28 @@ def pretrain(
 ) -> None:
     """Pre-trains on the unlabelled and train splits of `data` and leaves a model folder.
 
+    With `init` the encoder begins as the one of that folder; codebooks and heads are fresh.
+
     Raises:
-        UserError: config or data are not fit for it.
+        UserError: config, data or `init` are not fit for it.
         Unfinished: `max_hours` are over, or a signal came.
     """
     config = load_config(PretrainConfig, config_path, overrides)
-    step = Step("pretrain", out, config, {"data": data})
+    if init is not None:
+        config = replace(config, model=_with_encoder_of(init, config.model))
+    step = Step("pretrain", out, config, {"data": data, "init": init})
     if not force and step.is_done():
         return
     splits = [data / f"cuts_{name}.jsonl.gz" for name in TRAIN_SPLITS]
     train = SpeechDataset([path for path in splits if path.is_file()] or splits, config.max_seconds, crop=True)
     dev = SpeechDataset([data / "cuts_dev.jsonl.gz"], config.max_seconds, crop=True)
     check_mel_bins(data, config.model.encoder)
+    if init is not None:
+        check_features(init, data)
     world = prepare_run(step, config.train, force)
     task = PretrainTask(config, dev)
+    if init is not None:
+        load_encoder_weights(task.model.encoder, init)
     workers = config.train.loader_workers
     batches = BatchStream(train, config.batch_seconds, config.train.seed, join=config.join_utterances, workers=workers)
     result = Trainer(task, batches, config.train, out, PANELS, max_hours).fit()
@@ -186,4 +199,21 @@ def pretrain(
         return
     shutil.copyfile(data / FEATURES_FILE, out / FEATURES_FILE)
     save_config(config.model, out / "model.yaml")
-    finish_run(step, "w2v-bert", result)
+    finish_run(step, PRETRAINED, result, {} if init is None else read_encoder_history(init))
+
+
+def _with_encoder_of(init: Path, model: W2vBertConfig) -> W2vBertConfig:
+    """The model with the architecture of the encoder that it begins with; the config may tell it or leave it out.
+
+    Raises:
+        UserError: `init` has no encoder, or one that the config contradicts.
+    """
+    encoder = read_encoder_config(init)
+    default, given = EncoderConfig(), model.encoder
+    left_out = (given.subsampling, given.block) == (default.subsampling, default.block)
+    if given != encoder and not left_out:
+        raise UserError(f"key model.encoder contradicts {init}/model.yaml: leave it out, or make it equal")
+    try:
+        return replace(model, encoder=encoder)
+    except ValueError as error:
+        raise UserError(f"the encoder of {init} does not fit the config: {error}") from error
