@@ -23,6 +23,7 @@ from tests.tasks.conftest import Prepared, is_up_to_date, kill, run
 from w2vbert.config import load_config
 from w2vbert.data.features import normalize
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
+from w2vbert.errors import UserError
 from w2vbert.files import read_json
 from w2vbert.tasks import decode as task
 from w2vbert.tasks.decode import DecodeConfig, Piece
@@ -244,7 +245,7 @@ def test_what_the_user_can_mend_is_one_line(fails: Callable[..., str], prepared:
         assert "was made for another tokenizer" in fails(*kind, *beam, tmp_path / "other-lm")
         assert "is not a language model" in fails(*kind, *beam, tmp_path / "folder")
         assert "unknown key serach, did you mean search?" in fails(*kind, "--set", "serach.method=beam")
-        assert "max_seconds at least 1" in fails(*kind, "--set", "max_seconds=0.05")
+        assert "batch_seconds and max_seconds must be at least 1" in fails(*kind, "--set", "max_seconds=0.05")
         assert "no such config file" in fails(*kind, "--config", tmp_path / "absent.yaml")
     assert "does not exist" in fails(*start, tmp_path / "absent.wav")
     assert "does not exist" in fails(*start, tmp_path / "absent.jsonl.gz")
@@ -305,10 +306,25 @@ def test_a_full_disk_leaves_the_old_results(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
-    assert fails(*folder) == "error: no space left on device"
-    with pytest.raises(OSError, match="No space left"):
+    assert fails(*folder).startswith(f"error: cannot write {tmp_path / 'dev' / 'config.yaml'}: no space left on device")
+    with pytest.raises(UserError, match=f"^cannot write {out}: no space left on device"):
         task.decode_files(prepared.model, [audio], None, out, None, [])
     assert sorted(os.listdir(tmp_path)) == before and out.read_text() == text
+
+
+def test_where_nothing_can_be_written_nothing_is_decoded(
+    prepared: Prepared, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    audio = write(tmp_path / "a.wav", noise(0.5))
+    for out in (audio / "out.jsonl", tmp_path / ("n" * 250), Path("/proc/out.jsonl")):
+        assert f"cannot write {out}: " in fails("decode", "--model", prepared.model, audio, "-o", out)
+
+
+def test_a_name_never_breaks_a_line(prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audio = write(tmp_path / "a\tb\nc.wav", noise(0.5))
+    run("decode", "--model", prepared.model, audio)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{tmp_path}/a\\tb\\nc.wav\t")
 
 
 def test_killed_and_started_again_gives_the_same_results(prepared: Prepared, tmp_path: Path) -> None:

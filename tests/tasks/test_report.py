@@ -63,6 +63,16 @@ def test_a_picture_of_wer_against_hours_of_pretraining(rows: list[str], tmp_path
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_nothing_of_the_users_is_written_over(rows: list[str], tmp_path: Path, fails: Callable[..., str]) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    assert "is no PNG picture" in fails("report", tmp_path / "R.md", *rows, "--curve", tmp_path / "notes.txt")
+    assert "not written by `w2vbert report`" in fails("report", tmp_path / "notes.txt", *rows)
+    assert "cannot write" in fails("report", tmp_path / "R.md", *rows, "--curve", tmp_path / "notes.txt" / "c.png")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "notes.txt"]
+    run("report", tmp_path / "R.md", "--row", f"a|b={tmp_path / 'a'}")
+    assert "\n| a/b |" in (tmp_path / "R.md").read_text()
+
+
 def test_hours_before_the_last_training() -> None:
     history = {"pre": {"audio_hours": 10.0}, "teacher": {"audio_hours": 2.5}, "student": {"audio_hours": 7.0}}
     assert earlier_hours({"history": history}) == 12.5

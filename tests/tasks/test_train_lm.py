@@ -77,6 +77,12 @@ def test_more_text_is_read_plain_and_gzipped(folder: Path) -> None:
     assert read_json(train(folder, texts, "transcripts=false") / "report.json")["sentences"] == 3
 
 
+def test_an_empty_text_is_mentioned(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "empty.txt").write_text("\n")
+    train(folder, [folder / "empty.txt"])
+    assert any("empty.txt is empty" in record.getMessage() for record in caplog.records)
+
+
 def test_it_is_done_again_only_when_something_changed(folder: Path) -> None:
     (folder / "a.txt").write_text("SET ONE\n")
     stamp = train(folder, [folder / "a.txt"]) / ".stamp.json"

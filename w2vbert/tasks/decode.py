@@ -22,12 +22,15 @@ from w2vbert.decoding.scorers import NgramScorer, Scorer
 from w2vbert.decoding.scoring import score_pairs, write_scores
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
-from w2vbert.files import atomic_file, write_json
+from w2vbert.files import atomic_file, check_writable, write_json
 from w2vbert.log import logger, progress
 from w2vbert.models.transducer import Transducer
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
 from w2vbert.training.checkpoint import read_model_card
+
+ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+"""What would break a line `FILE<tab>TEXT` in a file name, and how it is shown."""
 
 READ_AHEAD_SECONDS = 1200.0
 """Audio that is read before it is sorted into batches: bounds memory, however much there is to decode."""
@@ -48,8 +51,8 @@ class DecodeConfig:
     max_seconds: float = 32.0
 
     def __post_init__(self) -> None:
-        if self.batch_seconds <= 0.0 or self.max_seconds < 1.0:
-            raise ValueError("batch_seconds must be above 0 and max_seconds at least 1")
+        if self.batch_seconds < 1.0 or self.max_seconds < 1.0:
+            raise ValueError("batch_seconds and max_seconds must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,8 @@ def decode_files(
 ) -> None:
     """Recognises audio files and prints `FILE<tab>TEXT` in the order of the inputs; JSON lines go to `output`.
 
+    A tab or the like in a file's name is printed as in C.
+
     A file that cannot be decoded is named, counted and passed over. Manifests of cuts (`*.jsonl.gz`) stand for the
     recordings of their cuts.
 
@@ -179,7 +184,7 @@ def decode_files(
                 lines.append({"id": name, "text": None, "confidence": 0.0})
                 continue
             text = " ".join(r.text for r in results if r.text)
-            _print_line(f"{name}\t{text}")
+            _print_line(f"{name.translate(ESCAPES)}\t{text}")
             confidence = min((r.confidence for r in results if r.text), default=0.0)
             lines.append({"id": name, "text": text, "confidence": round(confidence, 4)})
     failures = sum(line["text"] is None for line in lines)
@@ -192,7 +197,8 @@ def decode_files(
 
 
 def _check_output(output: Path) -> None:
-    """Refuses to write JSON lines over anything but earlier ones, before the work is done."""
+    """Refuses what cannot be written, or holds anything but earlier JSON lines, before the work is done."""
+    check_writable(output)
     if output.is_dir():
         raise UserError(f"{output} is a folder, but a file of JSON lines is to be written there")
     if not output.is_file():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert.errors import UserError
-from w2vbert.files import atomic_file, read_json
+from w2vbert.files import atomic_file, check_writable, read_json
 from w2vbert.tasks.curve import draw_wer_curve
 
 Row = tuple[str, Path]
@@ -27,6 +27,11 @@ def write_report(out: Path, rows: Sequence[Row], curve: Path | None = None) -> N
         raise UserError("a table needs a --row NAME=DIR")
     if out.is_dir() or (out.is_file() and not out.read_bytes().startswith(b"|")):
         raise UserError(f"{out} exists and was not written by `w2vbert report`: name another file")
+    if curve is not None and (curve.is_dir() or (curve.is_file() and not curve.read_bytes().startswith(b"\x89PNG"))):
+        raise UserError(f"{curve} exists and is no PNG picture: name another file")
+    for target in (out, curve):
+        if target is not None:
+            check_writable(target)
     results = [(name, _read_result(folder)) for name, folder in rows]
     splits = list(results[0][1]["splits"])
     sizes = _sizes(results[0][1])
@@ -66,7 +71,7 @@ def _table(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str])
         cells = [_wer_cell(result["splits"][split]) for split in splits]
         costs = result["history"].values()
         cells += [f"{sum(cost[key] for cost in costs):.1f}" for key in ("audio_hours", "minutes")]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name.replace('|', '/')} | " + " | ".join(cells) + " |")
     return lines
 
 

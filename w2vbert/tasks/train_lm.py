@@ -55,7 +55,7 @@ def train_ngram(
     def work(folder: Path) -> None:
         pieces = Tokenizer.load(tokenizer)
         words = [piece_word(piece) for piece in pieces.pieces(range(pieces.vocab_size))]
-        lines = [line for path in texts for _, line in read_lines(path)]
+        lines = [line for path in texts for line in _read_text(path)]
         lines += read_transcripts(train) if config.transcripts else []
         sentences = _encode(lines, pieces)
         (folder / WORDS_FILE).write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
@@ -68,6 +68,13 @@ def train_ngram(
         write_json(folder / "report.json", report)
 
     run_step(Step("lm", out, config, inputs), work, force)
+
+
+def _read_text(path: Path) -> list[str]:
+    lines = [line for _, line in read_lines(path)]
+    if not lines:
+        logger.warning("%s is empty: nothing is learned from it", path)
+    return lines
 
 
 def read_transcripts(path: Path) -> list[str]:
