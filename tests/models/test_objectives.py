@@ -51,7 +51,9 @@ def test_each_objective_has_and_reaches_its_own_parts(objective: str) -> None:
     model = build(objective).train()
     unsettle(model)
     run(model).total.backward()
-    learnt = {name: p.grad is not None and bool(p.grad.any()) for name, p in model.named_parameters() if p.requires_grad}
+    learnt = {
+        name: p.grad is not None and bool(p.grad.any()) for name, p in model.named_parameters() if p.requires_grad
+    }
     assert [name for name, reached in learnt.items() if not reached] == []
     parts = {name.split(".")[1 if name.startswith("encoder") else 0] for name in learnt}
     assert parts == REACHED[objective]
@@ -67,7 +69,7 @@ def test_totals_are_made_of_the_losses_that_the_objective_has(objective: str) ->
         expected = loss.masked.loss
     else:
         assert loss.use is not None and (loss.masked is None) == (objective == "w2v-conformer")
-        expected = config.diversity_weight * loss.use.diversity
+        expected = config.diversity_weight * loss.use.penalty
         if loss.masked is not None:
             expected = expected + loss.masked.loss
     assert (loss.contrastive is None) == (objective in ("no-contrastive", "best-rq"))

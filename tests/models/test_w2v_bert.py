@@ -113,7 +113,7 @@ def test_every_parameter_learns() -> None:
 def test_total_is_the_weighted_sum_of_its_parts() -> None:
     loss = run(model(weighted(0.7, 0.3, 1.9)))
     assert loss.contrastive is not None and loss.masked is not None and loss.use is not None
-    expected = 0.7 * (loss.contrastive.loss + 0.3 * loss.use.diversity) + 1.9 * loss.masked.loss
+    expected = 0.7 * (loss.contrastive.loss + 0.3 * loss.use.penalty) + 1.9 * loss.masked.loss
     torch.testing.assert_close(loss.total, expected)
 
 

@@ -3,6 +3,7 @@
 N frames, C input dimension, G codebooks, V codes in each, E dimension of a code.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,3 +141,13 @@ def diversity_loss(mean_probs: Tensor) -> Tensor:
     """L_d of wav2vec 2.0, equation 4: (G V - sum of perplexities) / (G V), 0 when all codes are used evenly."""
     groups, codes = mean_probs.shape
     return 1.0 - perplexity(mean_probs).sum() / (groups * codes)
+
+
+def entropy_gap(mean_probs: Tensor) -> Tensor:
+    """Nats that the entropy of (G, V) distributions lacks to that of even use, mean over codebooks.
+
+    Where all codes are used evenly its gradient is that of `diversity_loss`; where few are, that of `diversity_loss`
+    fades with the perplexity's share of V, and this one does not.
+    """
+    entropy = -(mean_probs * mean_probs.clamp(min=1e-10).log()).sum(-1)  # (G,)
+    return math.log(mean_probs.shape[1]) - entropy.mean()

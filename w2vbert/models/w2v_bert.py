@@ -7,6 +7,7 @@ B batch, T filterbank frames, F mel bins, C feature encoder dimension, D model d
 N = all masked frames of the batch, G codebooks, V codes.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2vbert.models.encoder import EncoderConfig, EncoderOutput, SpeechEncoder
-from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, QuantizerOutput, diversity_loss, perplexity
+from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, QuantizerOutput, diversity_loss, entropy_gap
 from w2vbert.models.random_projection import RandomProjectionConfig
 from w2vbert.ops.contrastive import ContrastiveLoss, contrastive_loss, draw_distractors
 from w2vbert.ops.masking import MaskedFrames, gather_frames, masked_frames, span_mask
@@ -41,6 +42,9 @@ class W2vBertConfig:
             them serve.
         contrastive_temperature: kappa (0.1: wav2vec 2.0).
         contrastive_weight: beta, of L_c = L_w + diversity_weight L_d (1: paper).
+        diversity: what pushes towards even use of the codes. `perplexity`: the paper's L_d. `entropy`: log V minus the
+            entropy, in nats. Deviation: the gradient of L_d is that of the entropy times perplexity / V, so it fades
+            when it is needed; codes then collapse on real speech (docs/collapse.md).
         diversity_weight: alpha (0.1: paper).
         masked_prediction_weight: gamma, of L_m (1: paper).
     """
@@ -54,6 +58,7 @@ class W2vBertConfig:
     num_distractors: int = 100
     contrastive_temperature: float = 0.1
     contrastive_weight: float = 1.0
+    diversity: Literal["entropy", "perplexity"] = "entropy"
     diversity_weight: float = 0.1
     masked_prediction_weight: float = 1.0
 
@@ -77,7 +82,7 @@ class W2vBertConfig:
     def unused_keys(self) -> list[str]:
         """Keys with a value of their own that the objective does not look at."""
         contrastive = ["num_distractors", "contrastive_temperature"]
-        weights = ["contrastive_weight", "diversity_weight", "masked_prediction_weight"]
+        weights = ["contrastive_weight", "diversity", "diversity_weight", "masked_prediction_weight"]
         unused = {
             "w2v-bert": ["random_projection"],
             "w2v-conformer": ["random_projection", "masked_prediction_weight"],
@@ -106,12 +111,14 @@ class CodeUse:
     """How the Gumbel quantizer spreads masked frames over its codes; each a scalar, times the number of frames.
 
     Attributes:
-        diversity: L_d, with gradient.
+        diversity: L_d of the paper.
+        penalty: what the total has of it, with gradient: L_d or the gap of the entropy.
         batch_entropy: entropy in nats of the mean distribution over the batch, mean over codebooks.
         frame_entropy: mean entropy in nats of the single frame's distribution.
     """
 
     diversity: Tensor
+    penalty: Tensor
     batch_entropy: Tensor
     frame_entropy: Tensor
 
@@ -208,12 +215,8 @@ class W2vBert(nn.Module):
     ) -> PretrainingLoss:
         config = self.config
         count = frames.counts.sum()
-        use = CodeUse(
-            diversity=diversity_loss(quantized.mean_probs) * count,
-            batch_entropy=perplexity(quantized.mean_probs.detach()).log().mean() * count,
-            frame_entropy=quantized.entropy * count,
-        )
-        total = config.contrastive_weight * config.diversity_weight * use.diversity
+        use = self._measure_use(quantized, count)
+        total = config.contrastive_weight * config.diversity_weight * use.penalty
         contrastive = masked = None
         if self.context_linear is not None:
             contrastive = self._contrastive(self.context_linear, output.context, quantized, frames, distractors)
@@ -223,6 +226,15 @@ class W2vBert(nn.Module):
             total = total + config.masked_prediction_weight * masked.loss
         return PretrainingLoss(
             total, count, count_codes(quantized.ids, config.quantizer.codes), contrastive, masked, use
+        )
+
+    def _measure_use(self, quantized: QuantizerOutput, count: Tensor) -> CodeUse:
+        diversity, gap = diversity_loss(quantized.mean_probs), entropy_gap(quantized.mean_probs)
+        return CodeUse(
+            diversity=diversity.detach() * count,
+            penalty=(gap if self.config.diversity == "entropy" else diversity) * count,
+            batch_entropy=(math.log(self.config.quantizer.codes) - gap.detach()) * count,
+            frame_entropy=quantized.entropy * count,
         )
 
     def _contrastive(

@@ -14,11 +14,13 @@ from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
 from w2vbert.errors import UserError
+from w2vbert.log import logger
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.objectives import make_pretraining_model
 from w2vbert.models.quantizer import perplexity
 from w2vbert.models.w2v_bert import PretrainingLoss, W2vBertConfig
 from w2vbert.stages import Step
+from w2vbert.tasks.collapse import CollapseWatch, OnCollapse, find_collapse
 from w2vbert.tasks.encoders import PRETRAINED, load_encoder_weights, read_encoder_config, read_encoder_history
 from w2vbert.tasks.recognize import check_features
 from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
@@ -31,8 +33,13 @@ TRAIN_SPLITS = ("unlabelled", "train")
 PANELS = (
     Panel("loss (nats a masked frame)", ("contrastive_loss", "masked_loss")),
     Panel("accuracy", ("contrastive_accuracy", "contrastive_chance", "masked_accuracy", "top_code_share")),
-    Panel("perplexity of the codes", ("code_perplexity",)),
+    Panel("codes", ("code_perplexity", "codes_used")),
+    Panel("entropy of the codes (nats)", ("batch_entropy", "frame_entropy")),
+    Panel("gradient norm", ("gradient_norm",), log=True),
 )
+COLLAPSED = 1000.0
+"""Added to the loss by which the best model is kept: any healthy model goes before one whose codes have collapsed."""
+
 SUMMED = {
     "masked_loss": "masked_loss",
     "diversity_loss": "diversity",
@@ -56,6 +63,8 @@ class PretrainConfig:
         batch_seconds: most audio in a batch, padding counted (18.2 h in all: paper).
         max_seconds: of longer utterances a random crop of this length, drawn anew in each epoch, is taken (32: paper);
             on dev, their first `max_seconds`.
+        on_collapse: when the codes collapse (docs/collapse.md): warn; stop with an error, after which the checkpoints
+            hold only what was healthy; or reseed: warn, and let dead codes begin anew.
     """
 
     model: W2vBertConfig = field(default_factory=W2vBertConfig)
@@ -64,12 +73,22 @@ class PretrainConfig:
     join_utterances: int = 1
     batch_seconds: float = 512.0
     max_seconds: float = 32.0
+    on_collapse: OnCollapse = "warn"
+
+    def __post_init__(self) -> None:
+        if self.on_collapse == "stop" and self.train.save_every_steps % self.train.log_every_steps:
+            raise ValueError(
+                "on_collapse stop looks at each line of the log: make train.save_every_steps "
+                f"a multiple of train.log_every_steps, {self.train.log_every_steps}"
+            )
+        if self.on_collapse == "reseed" and self.model.objective == "best-rq":
+            raise ValueError("on_collapse reseed: the codes of objective best-rq are frozen, set warn or stop")
 
 
 class PretrainTask:
     """w2v-BERT as a thing to train."""
 
-    best_metric = "loss"
+    best_metric = "loss_if_healthy"
 
     def __init__(self, config: PretrainConfig, dev: SpeechDataset) -> None:
         self.config = config
@@ -106,7 +125,9 @@ class PretrainTask:
             loss = model(batch.features, batch.lengths, self.config.model.quantizer.temperature_end, generator)
             for name, value in loss_sums(loss).items():
                 sums[name] = sums[name] + value if name in sums else value
-        return summarize_pretraining(sums)
+        metrics = summarize_pretraining(sums)
+        collapsed = find_collapse(sums, self.config.model) is not None
+        return metrics | {self.best_metric: metrics["loss"] + COLLAPSED * collapsed}
 
 
 def loss_sums(loss: PretrainingLoss) -> dict[str, Tensor]:
@@ -194,7 +215,10 @@ def pretrain(
         load_encoder_weights(task.model.encoder, init)
     workers = config.train.loader_workers
     batches = BatchStream(train, config.batch_seconds, config.train.seed, join=config.join_utterances, workers=workers)
-    result = Trainer(task, batches, config.train, out, PANELS, max_hours).fit()
+    for key in config.model.unused_keys():
+        logger.warning(f"objective {config.model.objective} does not look at the key model.{key}")
+    watch = CollapseWatch(task.model, config.on_collapse, config.train.seed)
+    result = Trainer(task, batches, config.train, out, PANELS, max_hours, watch).fit()
     if not world.is_first:
         return
     shutil.copyfile(data / FEATURES_FILE, out / FEATURES_FILE)

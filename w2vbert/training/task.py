@@ -51,6 +51,22 @@ class Task(Protocol):
         """Metrics of `model` (the running average where there is one) on the dev split."""
 
 
+class Watch(Protocol):
+    """Looks at a run after each line of the log. Needs no state: what it does hangs on the step and the sums alone."""
+
+    def look(self, step: int, sums: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """May warn, change weights and the optimizer's state (alike in all processes), or end the run.
+
+        Args:
+            step: steps done.
+            sums: of all batches, of all processes, since the last line of the log.
+            optimizer: of the run.
+
+        Raises:
+            UserError: the run should not go on.
+        """
+
+
 class BatchSource(Protocol):
     """An endless stream of batches whose position can be saved."""
 

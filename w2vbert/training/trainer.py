@@ -19,8 +19,10 @@ from w2vbert.training.interruption import Interrupted, StopRequest
 from w2vbert.training.metrics import MetricsWriter, Panel, draw_curves
 from w2vbert.training.optim import WeightAverage, make_optimizer, scale_and_clip, set_learning_rates
 from w2vbert.training.prefetch import DataWaits, Prefetcher
-from w2vbert.training.task import BatchSource, StepOutput, Task
+from w2vbert.training.task import BatchSource, StepOutput, Task, Watch
 from w2vbert.training.trouble import SkippedUpdates, naming_memory
+
+REDRAW_SECONDS = 60.0  # between two drawings of the curves; a validation draws them, too
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Trainer:
         run: Path,
         panels: Sequence[Panel],
         max_hours: float | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Prepares a run.
 
@@ -130,8 +133,11 @@ class Trainer:
             run: the run's folder.
             panels: of the picture of the curves.
             max_hours: time allowed, after which the run saves its state and stops; None: no limit.
+            watch: looks at the run after each line of the log.
         """
         self.task = task
+        self.watch = watch
+        self.drawn_at = 0.0
         self.batches = batches
         self.config = config
         self.run = run
@@ -298,9 +304,13 @@ class Trainer:
         metrics |= {"audio_hours": self.audio_seconds / 3600, "skipped_steps": self.skipped.total}
         metrics["hours_per_hour"] = self.audio_seconds / max(self.train_seconds, 1e-9)
         metrics["data_wait_share"] = self.waits.take(self.step)
-        self.sums = {}
+        sums, self.sums = self.sums, {}
         if writer is not None:
             writer.write(self.step, "train", metrics)
+            if time.monotonic() - self.drawn_at > REDRAW_SECONDS:
+                self._draw()
+        if self.watch is not None:
+            self.watch.look(self.step, sums, self.optimizer)
         shown = ", ".join(f"{name} {metrics[name]:.3g}" for name in list(metrics)[:4])
         bar.set_postfix_str(shown, refresh=False)
 
@@ -336,8 +346,12 @@ class Trainer:
             self.ended = self.validations_since_best == self.config.patience
             if self.ended:
                 logger.info(f"step {self.step}: no better model in {self.config.patience} validations; training ends")
+        self._draw()
+
+    def _draw(self) -> None:
         if self.panels:
             draw_curves(self.run, self.panels, self.run / "curves.png")
+        self.drawn_at = time.monotonic()
 
     def _weights(self) -> dict[str, nn.Module]:
         weights = {"model": self.task.model}
