@@ -8,11 +8,14 @@
 #                           and its lines marked [NAME]; if one fails, the others are ended
 #   finish                  waits for all that were started
 #
+# Where a command fails with exit code 2, its line `error: ...` is the last that run.sh prints.
+#
 # Commands end with run.sh, however it ends: after Ctrl-C and SIGTERM they are sent SIGTERM, and if run.sh is killed
 # the kernel kills them, so that a second run.sh never meets commands of a first one.
 
 declare -A _jobs=() _printers=()  # name of a job -> process, process that marks its lines
 _current_stage=
+exec {_errors}<> <(:)  # a pipe: lines `error: ...` of commands beside others, to be printed when these have ended
 
 # A command whose run.sh was killed before setpriv could tie them together has another parent, and is not begun.
 # shellcheck disable=SC2016
@@ -41,7 +44,7 @@ start() {
   if [ "$max_jobs" -le 1 ]; then run "$@"; return; fi
   while [ ${#_jobs[@]} -ge "$max_jobs" ]; do _finish_one; done
   log "[$name] \$$(printf ' %q' "$@")"
-  exec {out}> >(exec sed -u "s/^/[$name] /" >&2)
+  exec {out}> >(exec sed -u -e "/^error: /w /dev/fd/$_errors" -e "s/^/[$name] /" >&2)
   _printers[$name]=$!
   OMP_NUM_THREADS=1 "${_tied[@]}" "$@" >&"$out" 2>&1 {out}>&- &
   _jobs[$name]=$!
@@ -59,7 +62,7 @@ _finish_one() {
       wait "${_jobs[$name]}" || code=$?
       wait "${_printers[$name]}" 2>/dev/null || true
       unset "_jobs[$name]"
-      [ "$code" -eq 0 ] || log "[$name] failed with exit code $code"
+      [ "$code" -eq 0 ] || log "[$name] failed in stage $_current_stage with exit code $code"
       [ "$code" -eq 0 ] || exit "$code"
       return 0
     done
@@ -75,7 +78,10 @@ _end_jobs() {
     while kill -0 "${_jobs[$name]}" 2>/dev/null && [ $((tenths++)) -lt 100 ]; do sleep 0.1; done
     kill -KILL "${_jobs[$name]}" 2>/dev/null || true
   done
-  if [ "$code" -ne 0 ] && [ -n "$_current_stage" ]; then log "stopped in stage $_current_stage with exit code $code"; fi
+  if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ -n "$_current_stage" ]; then
+    log "stopped in stage $_current_stage with exit code $code"
+  fi
+  while [ "$code" -eq 2 ] && IFS= read -r -t 0.1 -u "$_errors" name; do printf '%s\n' "$name" >&2; done
   exit "$code"
 }
 trap _end_jobs EXIT

@@ -272,8 +272,17 @@ def test_failure_ends_what_runs_beside_it(recipe: Recipe, failing: str) -> None:
     result = recipe.run("--nj", "2", "--stage", "4")
     assert result.returncode == 5 and time.monotonic() - began < 20
     assert len(recipe.calls()) == 2
-    assert f"[{failing}] error: no luck\n" in result.stderr and f"[{failing}] failed with exit code 5" in result.stderr
+    assert f"[{failing}] error: no luck\n" in result.stderr and f"[{failing}] failed in stage 4 with exit code 5" in result.stderr
+    assert result.stderr.splitlines()[-1].endswith("stopped in stage 4 with exit code 5")
     assert not any(is_alive(process) for process in hanging(recipe, 1))
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune*exp/scratch"])
+def test_what_the_user_can_mend_is_the_last_line(recipe: Recipe, command: str) -> None:
+    (recipe.fake / "fail-on").write_text(f"{command}* 2\n")
+    (recipe.fake / "hang-on").write_text("finetune*exp/finetune*")
+    result = recipe.run("--nj", "2", "--stage", "3")
+    assert result.returncode == 2 and result.stderr.splitlines()[-1] == "error: no luck"
 
 
 @pytest.mark.parametrize("stage", ["3", "4"])
