@@ -84,6 +84,7 @@ def test_from_scratch_it_leaves_a_recogniser_and_is_done_once(
     assert tokenizer == Tokenizer.load(prepared.tokenizer) and model.vocab_size == tokenizer.vocab_size
     card = read_json(out / "model.json")
     assert (card["kind"], card["steps"]) == ("transducer", 9) and list(card["history"]) == [str(out)]
+    assert card["tokenizer"] == tokenizer.digest
     run("decode", "--model", out, next(prepared.corpus.rglob("*.flac")))
     assert is_up_to_date(caplog, *base)
     assert not is_up_to_date(caplog, *base, "--set", "train.seed=2")
@@ -99,8 +100,9 @@ def test_the_encoder_is_that_of_the_pre_trained_model(
     base = (*start(prepared, out, config, pretrained), "--set", "train.max_steps=2", "--set", "train.average_decay=0")
     run(*base, "--set", "encoder_optim.freeze_steps=2")
     source, tuned = read_weights(pretrained / "model.safetensors"), read_weights(out / "model.safetensors")
-    weights = [name for name in source if name.startswith("encoder.") and "running_" not in name]
-    assert len(weights) > 30 and all(torch.equal(source[name], tuned[name]) for name in weights)
+    kept = [name for name in source if name.startswith("encoder.")]
+    weights = [name for name in kept if "running_" not in name]
+    assert len(kept) > len(weights) > 30 and all(torch.equal(source[name], tuned[name]) for name in kept)
     history = read_json(out / "model.json")["history"]
     assert history.keys() == {str(pretrained), str(out)} and history[str(pretrained)]["audio_hours"] == 3.0
     assert not is_up_to_date(caplog, *base)
@@ -197,6 +199,50 @@ def test_some_utterances_without_text_do_no_harm(prepared: Prepared, config: Pat
     losses = [line["pruned_loss"] for line in lines if line["split"] == "train"]
     assert all(0.0 < loss < 100.0 for loss in losses) and lines[-1]["step"] == 9
     assert not any(line.get("skipped_steps") for line in lines)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_empty_and_too_long_transcripts_are_named_counted_and_harmless(
+    prepared: Prepared, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    """Three utterances have more pieces than frames; joined to one without text they may fit, or not."""
+    long = "SPEAKER SAYS A"
+    texts = {0: "A", 1: "", 2: long, 3: "SAYS", 4: "B", 5: long, 6: "", 7: "SPEAKER SAYS A SPEAKER SAYS A SPEAKER"}
+    data = change_split(prepared, tmp_path / "data", "train", texts)
+    base = start(prepared, tmp_path / "out", config)
+    more = ("--set", "loss.rnnt_type=modified", "--set", f"train.seed={seed}", "--set", "join_utterances=2")
+    run(base[0], data, *base[2:], *more, "--set", "train.max_steps=6")
+    named = [m for m in caplog.messages if "more word pieces than encoder frames and are left out" in m]
+    assert named == [named[0]] and named[0].endswith(": 11-7-0002, 12-7-0002, 13-7-0001")
+    card = read_json(tmp_path / "out" / "model.json")
+    assert card["left_out"]["more_pieces_than_frames"] == ["11-7-0002", "12-7-0002", "13-7-0001"]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0.0 < line["pruned_loss"] < 100.0 for line in lines if line["split"] == "train")
+    assert not any(line.get("skipped_steps") for line in lines)
+    assert all(t.isfinite().all() for t in read_weights(tmp_path / "out" / "model.safetensors").values())
+
+
+def test_noise_copies_at_other_speeds_and_learning_rates_by_layer(
+    prepared: Prepared, config: Path, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fbank, more = tmp_path / "fbank", ("--set", "noise.prob=0.7", "--set", "encoder_layer_decay=0.5")
+    noisy = ("--set", f"noise={prepared.corpus / 'a-more'}", "--set", "speeds=[0.9, 1.1]")
+    base = (*start(prepared, tmp_path / "out", config, pretrained), "--set", "train.max_steps=3")
+    run("features", prepared.manifests, fbank, *noisy)
+    run(base[0], fbank, *base[2:], *more)
+    assert any("24 utterances" in message for message in caplog.messages)
+    plain = (base[0], fbank, tmp_path / "plain", *base[3:])
+    run(*plain)
+    tuned, other = (read_weights(tmp_path / out / "model.safetensors") for out in ("out", "plain"))
+    assert not torch.equal(tuned["joiner.linear.weight"], other["joiner.linear.weight"])
+
+
+def test_noise_that_was_not_prepared_is_asked_for(
+    prepared: Prepared, config: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    base = start(prepared, tmp_path / "out", config)
+    assert "needs `w2vbert features` with --set noise=FOLDER" in fails(*base, "--set", "noise.prob=0.5")
+    assert "encoder_layer_decay must lie in (0, 1]" in fails(*base, "--set", "encoder_layer_decay=0")
 
 
 def test_the_ctc_head_may_learn_alone_at_first(prepared: Prepared, tmp_path: Path) -> None:
