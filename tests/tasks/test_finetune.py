@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -258,6 +259,20 @@ def test_the_ctc_head_may_learn_alone_at_first(prepared: Prepared, tmp_path: Pat
     assert "ctc_loss" in at["train", 4] and "pruned_loss" not in at["train", 4]
     assert at["train", 8]["pruned_loss"] > 0
     assert "wer" in read_json(out / "model.json")["best"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prune_range": 1}, "prune_range must be at least 2 with rnnt_type regular"),
+        ({"prune_range": 0, "rnnt_type": "modified"}, "at least 1 with rnnt_type modified"),
+        ({"warmup_steps": -1}, "must not be negative"),
+        ({"ctc_only_steps": 3, "ctc_weight": 0.0}, "needs a CTC head"),
+    ],
+)
+def test_losses_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG.loss, **values)
 
 
 def test_the_ctc_head_cannot_learn_alone_to_the_end() -> None:

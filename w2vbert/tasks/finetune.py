@@ -46,7 +46,8 @@ class TransducerLossConfig:
     """How the losses are added up.
 
     Attributes:
-        prune_range: labels that the pruned loss keeps at each frame (5: icefall).
+        prune_range: labels that the pruned loss keeps at each frame (5: icefall); one more than the longest transcript
+            has pieces: all of them, which is the full loss.
         ctc_only_steps: at the start only the CTC head learns (Rao et al. 2017 begin from CTC, too): with few labels the
             prediction network otherwise learns the transcripts by heart before the encoder has found the words.
         warmup_steps: after that, while the weight of the simple loss falls from 1 to 0.5 and that of the pruned one
@@ -64,6 +65,11 @@ class TransducerLossConfig:
     def __post_init__(self) -> None:
         if self.ctc_only_steps and not self.ctc_weight:
             raise ValueError("ctc_only_steps needs a CTC head: set ctc_weight above 0")
+        least = 1 if self.rnnt_type == "modified" else 2
+        if self.prune_range < least:
+            raise ValueError(f"prune_range must be at least {least} with rnnt_type {self.rnnt_type}")
+        if min(self.ctc_only_steps, self.warmup_steps, self.ctc_weight) < 0:
+            raise ValueError("ctc_only_steps, warmup_steps and ctc_weight must not be negative")
 
     def weights(self, step: int) -> tuple[float, float]:
         """Weights of the simple and of the pruned loss at `step`; both are 0 while only the CTC head learns."""
@@ -84,7 +90,8 @@ class FinetuneConfig:
         projection_dim, joiner_dim: of projection block and joiner (640: family).
         loss: weights of the losses.
         train: the loop.
-        encoder_optim, decoder_optim: schedules of the encoder and of everything else.
+        encoder_optim, decoder_optim: schedules of the encoder and of everything else. During the `freeze_steps` of
+            the encoder it stands still as a whole: no gradient, no dropout, and BatchNorm keeps its statistics.
         encoder_layer_decay: factor of the learning rate from a block of the encoder to the one below it (ELECTRA;
             0.7 to 0.95 with few labels); 1: all learn alike.
         freeze_feature_encoder: keep the pre-trained convolutions as they are (paper); not from scratch.
@@ -118,6 +125,8 @@ class FinetuneConfig:
             raise ValueError(f"loss.ctc_only_steps must be less than train.max_steps, {self.train.max_steps}")
         if not 0.0 < self.encoder_layer_decay <= 1.0:
             raise ValueError(f"encoder_layer_decay must lie in (0, 1], not {self.encoder_layer_decay}")
+        if self.join_utterances < 1 or self.batch_seconds <= 0.0:
+            raise ValueError("join_utterances must be at least 1 and batch_seconds positive")
 
 
 class FinetuneTask:
