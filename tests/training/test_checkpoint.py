@@ -13,6 +13,7 @@ from torch import nn
 from w2vbert.errors import UserError
 from w2vbert.training import checkpoint
 from w2vbert.training.checkpoint import (
+    check_room,
     list_checkpoints,
     load_newest,
     load_weights,
@@ -237,3 +238,17 @@ def test_what_is_no_model_folder_says_why(tmp_path: Path) -> None:
         (tmp_path / "model.json").write_text(text)
         with pytest.raises(UserError, match="another program or a newer version"):
             read_model_card(tmp_path, "w2v-bert")
+
+
+def test_room_for_all_checkpoints_is_asked_for_at_the_start(tmp_path: Path) -> None:
+    module = model()
+    check_room(tmp_path / "run", {"model": module}, list(module.parameters()), keep_last=2)
+    with pytest.raises(UserError, match="run will need about .* MiB, but .* MiB are free there"):
+        check_room(tmp_path / "run", {"model": module}, list(module.parameters()), keep_last=10**15)
+
+
+def test_the_model_before_is_named_while_a_new_one_is_trained(tmp_path: Path) -> None:
+    write_model_card(tmp_path / "run.old", "transducer", {})
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"not finished\); the model before it is .*run\.old$"):
+        read_model_card(tmp_path / "run", "transducer")

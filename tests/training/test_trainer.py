@@ -1,7 +1,6 @@
 """The loop: resuming, bad updates, accumulation, what is kept."""
 
 import json
-import multiprocessing
 import random
 import time
 from dataclasses import replace
@@ -49,14 +48,6 @@ def test_a_run_interrupted_at_random_steps_ends_as_if_undisturbed(
     result = fit(tmp_path)
     assert outcome(tmp_path) == undisturbed
     assert result.steps == CONFIG.max_steps and result.audio_hours > 0
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    # What a run imports: each child begins with it loaded, in 30 ms.
-    context.set_forkserver_preload(["tests.training.toys", "tensorboardX", "torch._dynamo"])
-    return context
 
 
 # Renames of a run: 1 metrics; 2 to 5 two weights, card and folder of the first checkpoint; 6 best model; 7 to 10 again.

@@ -90,6 +90,7 @@ class ToyTask:
 
     seed: int = 1
     plain: bool = False  # without BatchNorm, dropout and noise
+    noise: bool = True
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(0.05, 3))
     fail_at: list[int] = field(default_factory=list)
     best_metric: str = "loss"
@@ -97,7 +98,7 @@ class ToyTask:
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
-        between = [] if self.plain else [nn.BatchNorm1d(8), nn.Dropout(0.2)]
+        between = [] if self.plain else [nn.BatchNorm1d(8), nn.Dropout(0.2 if self.noise else 0.0)]
         self.first, self.last = nn.Linear(INPUTS, 8), nn.Linear(8, 1)
         self.model = nn.Sequential(self.first, *between, self.last)
 
@@ -113,7 +114,7 @@ class ToyTask:
             raise Interruption(step)
         if not batch.ids:
             return StepOutput(self.last.bias.sum() * 0.0, torch.tensor(0), {"count": torch.tensor(0)})
-        noise = 0.0 if self.plain else 0.1 * torch.randn(len(batch.ids), generator=generator)
+        noise = 0.0 if self.plain or not self.noise else 0.1 * torch.randn(len(batch.ids), generator=generator)
         errors = (self.model(batch.x).squeeze(1) - batch.y + noise).square()
         sums = {"loss": errors.sum().detach(), "count": torch.tensor(len(batch.ids)), "mean_x": batch.x.sum(0)}
         return StepOutput(errors.sum(), torch.tensor(len(batch.ids)), sums)

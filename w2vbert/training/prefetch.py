@@ -16,6 +16,9 @@ DEPTH = 2
 SLOW_SHARE = 0.2
 """Share of the time spent waiting for data, above which the log says so."""
 
+JUDGED_SECONDS = 20.0
+"""Least time of training over which that share is judged."""
+
 
 class Prefetcher:
     """Takes batches from a source in a thread, ahead of their use, in the same order. A context manager.
@@ -77,8 +80,8 @@ class DataWaits:
     """Which share of the time since the last line of the log was spent waiting for data."""
 
     def __init__(self) -> None:
-        self._waited = 0.0
-        self._seconds = 0.0
+        self._waited = self._seconds = 0.0
+        self._judged_waited = self._judged_seconds = 0.0
         self._has_warned = False
 
     def add(self, waited_seconds: float, seconds: float) -> None:
@@ -89,11 +92,16 @@ class DataWaits:
     def take(self, step: int) -> float:
         """The share (0 to 1), said in one line, once, where it is large; begins anew."""
         share = self._waited / max(self._seconds, 1e-9)
+        self._judged_waited += self._waited
+        self._judged_seconds += self._seconds
         self._waited = self._seconds = 0.0
-        if share > SLOW_SHARE and not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                f"step {step}: {share:.0%} of the time went into waiting for data: "
-                "raise train.loader_workers, or put the features on a faster disk"
-            )
+        if self._judged_seconds > JUDGED_SECONDS:
+            judged = self._judged_waited / self._judged_seconds
+            self._judged_waited = self._judged_seconds = 0.0
+            if judged > SLOW_SHARE and not self._has_warned:
+                self._has_warned = True
+                logger.warning(
+                    f"step {step}: {judged:.0%} of the time went into waiting for data: "
+                    "raise train.loader_workers, or put the features on a faster disk"
+                )
         return share

@@ -1,0 +1,76 @@
+"""Starts a command in several processes, on one machine or on many: torchrun with our defaults and exit codes."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from w2vbert.errors import REQUEUE_EXIT_CODE
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+USAGE = """usage: launch [OPTION ...] COMMAND ...
+
+Runs `w2vbert COMMAND ...` in several processes: one for each GPU, or as many as --nproc-per-node says.
+The options are those of torchrun, among them:
+  --nproc-per-node N   processes on this machine (default: gpu where there are some, else 1)
+  --nnodes N --rdzv-backend c10d --rdzv-endpoint HOST:PORT --rdzv-id ID   several machines: the same call on each
+Ends with 0, with 75 when the run has saved its state and is to be started again, with 2 after an error that the
+user can mend, else with 1, after a line that names the process that was lost."""
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Runs a command in several processes until all have ended or one has failed.
+
+    Args:
+        arguments: options of torchrun, then a command of w2vbert with its own.
+
+    Returns:
+        The exit code; see `USAGE`.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    from torch import cuda
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # those that torchrun passes on to its processes
+    processes = "gpu" if cuda.is_available() else "1"
+    options = run.parse_args([f"--signals_to_handle={signals}", f"--nproc-per-node={processes}", *arguments])
+    if options.nnodes in ("1", "1:1") and not options.rdzv_endpoint:
+        options.standalone = True
+    options.training_script_args = [options.training_script, *options.training_script_args]
+    options.training_script, options.module = "w2vbert", True
+    try:
+        run.run(options)
+    except ChildFailedError as error:
+        return _explain(error)
+    except SignalException as error:
+        if error.sigval in (signal.SIGTERM, signal.SIGUSR1):
+            return REQUEUE_EXIT_CODE
+        return 128 + error.sigval
+    return 0
+
+
+def _explain(error: "ChildFailedError") -> int:
+    """The exit code for processes that have failed, after a line about what they could not say themselves."""
+    codes = [failure.exitcode for failure in error.failures.values()]
+    if REQUEUE_EXIT_CODE in codes:
+        return REQUEUE_EXIT_CODE
+    rank, first = error.get_first_failure()
+    if first.exitcode == 2:
+        return 2
+    died = first.exitcode < 0
+    what = f"was killed by {signal.Signals(-first.exitcode).name}" if died else f"failed with code {first.exitcode}"
+    print(f"error: process {rank} {what}, so the run ends: start it again to go on", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a training sets its own number of threads
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warning for each process that DDP looks for unused parts
+    sys.exit(launch(sys.argv[1:]))
