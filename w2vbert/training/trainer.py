@@ -216,6 +216,7 @@ class Trainer:
             if self._is_over() or self.told_to_stop or self.step % config.save_every_steps == 0:
                 self._save(source.state_dict())
             if self.told_to_stop and not self._is_over():
+                self.world.wait()  # the launcher ends the others as soon as the first has ended
                 raise Unfinished(f"{self.run}: stopped after step {self.step}, all is saved: start it again to go on")
 
     def _update(self, replica: Replica, source: Prefetcher) -> dict[str, Any]:
@@ -363,7 +364,7 @@ class Trainer:
         self.world.average_buffers(self.task.model)
         self.world.sum_tensors([self.sums[name] for name in sorted(self.sums)])
         if not self.world.is_first:
-            self.sums = {}
+            self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}  # the first one has them
             return
         self.world.mark = (self.step, ALONE)
         state = {
@@ -406,8 +407,9 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         if self.device.type == "cuda" and state["device_rng"] is not None:
             torch.cuda.set_rng_state(state["device_rng"], self.device)
-        if self.world.is_first:
-            self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        if not self.world.is_first:
+            self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
         self.best = state["best"]
         self.validations_since_best = state["validations_since_best"]
         self.validation_due = state["validation_due"]
