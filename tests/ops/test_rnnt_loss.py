@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from w2vbert.ops import rnnt_loss as rnnt
-from w2vbert.ops import rnnt_recursion
+from w2vbert.ops import rnnt_native, rnnt_recursion
 
 TYPES = ["regular", "modified", "constrained"]
 HAS_K2 = rnnt.backend_reason().startswith("k2")
@@ -275,7 +275,7 @@ def forget_k2() -> Iterator[None]:
 def test_without_k2_the_native_backend_is_taken(monkeypatch: pytest.MonkeyPatch, forget_k2: None) -> None:
     monkeypatch.setitem(sys.modules, "k2", None)
     assert rnnt.get_backend() == "native" == rnnt.get_backend("native")
-    assert rnnt.backend_reason().startswith("native: k2 cannot be imported") and "\n" not in rnnt.backend_reason()
+    assert rnnt.backend_reason().startswith("native, by plain PyTorch on the CPU: k2 cannot be imported") and "\n" not in rnnt.backend_reason()
     with pytest.raises(ValueError, match="k2 cannot be imported"):
         rnnt.get_backend("k2")
     with pytest.raises(ValueError, match="auto, k2, native, not 'cuda'"):
@@ -287,7 +287,7 @@ def test_with_k2_its_recursion_is_taken(monkeypatch: pytest.MonkeyPatch, forget_
 
     def recursion(px: Tensor, py: Tensor, boundary: Tensor, return_grad: bool) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         calls.append(tuple(px.shape))
-        scores, px_grad, py_grad = rnnt_recursion._native_recursion(px, py, boundary)
+        scores, px_grad, py_grad = rnnt_native.lattice_flow(px, py, boundary)
         return scores, (px_grad, py_grad)
 
     k2 = ModuleType("k2")

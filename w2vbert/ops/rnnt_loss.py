@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from w2vbert.ops.rnnt_pruning import do_rnnt_pruning, get_rnnt_prune_ranges
-from w2vbert.ops.rnnt_recursion import backend_reason, full_boundary, get_backend, mutual_information_recursion
+from w2vbert.ops.rnnt_recursion import (
+    NEGLIGIBLE,
+    backend_reason,
+    full_boundary,
+    get_backend,
+    mutual_information_recursion,
+)
 
 __all__ = [
     "backend_reason",
@@ -349,6 +355,7 @@ class _ArcLogits(torch.autograd.Function):
         for block in _blocks(rows):
             piece = (rows[block].to(normaliser.dtype) - normaliser[block, None]).exp_().mul_(weight[block])
             piece[:, :first] = 0.0
+            piece = torch.nn.functional.hardshrink(piece, NEGLIGIBLE)
             piece.scatter_add_(1, index[block], on_symbol[block])
             piece[:, blank] += on_blank[block]
             grad[block] = piece

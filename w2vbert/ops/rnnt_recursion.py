@@ -1,17 +1,26 @@
-"""The lattice recursion under every RNN-T loss, by k2's compiled kernel or by plain PyTorch.
+"""The lattice recursion under every RNN-T loss: by k2's compiled kernel, or by our own: Triton on CUDA, else PyTorch.
 
 Letters: B batch, S symbols, T frames. A lattice point (s, t) means s symbols written and t frames read.
 """
 
 import importlib
+import importlib.util
+import os
 from functools import lru_cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import hardshrink
+
+from w2vbert.ops import rnnt_native
 
 BACKENDS = ("auto", "k2", "native")
+
+# Probabilities below it are zero: they change no sum, and the denormal numbers that their products with others would
+# be make the matrix products of a CPU up to 200 times slower.
+NEGLIGIBLE = 1e-30
 
 
 @lru_cache(maxsize=1)
@@ -49,7 +58,17 @@ def get_backend(requested: str = "auto") -> str:
 def backend_reason() -> str:
     """One line for `w2vbert doctor`: which backend "auto" means here, and why."""
     module, reason = _import_k2()
-    return f"{'native' if module is None else 'k2'}: {reason}"
+    if module is not None:
+        return f"k2: {reason}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kernel = "a Triton kernel" if _runs_triton(device) else "plain PyTorch"
+    return f"native, by {kernel} on {'CUDA' if device == 'cuda' else 'the CPU'}: {reason}"
+
+
+def _runs_triton(device: str) -> bool:
+    """Whether the Triton kernel serves a device of this type: CUDA, and any in Triton's interpreter (its variable)."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return (device == "cuda" or interpreted) and importlib.util.find_spec("triton") is not None
 
 
 def full_boundary(batch: int, symbols: int, frames: int, device: torch.device) -> Tensor:
@@ -105,6 +124,7 @@ class _LatticeScore(torch.autograd.Function):
     def forward(ctx: FunctionCtx, px: Tensor, py: Tensor, boundary: Tensor, backend: str) -> tuple[Tensor, ...]:
         recursion = _k2_recursion if backend == "k2" else _native_recursion
         scores, px_grad, py_grad = recursion(px, py, boundary)
+        px_grad, py_grad = hardshrink(px_grad, NEGLIGIBLE), hardshrink(py_grad, NEGLIGIBLE)
         ctx.save_for_backward(px_grad, py_grad)
         ctx.mark_non_differentiable(px_grad, py_grad)
         return scores, px_grad, py_grad
@@ -131,99 +151,8 @@ def _k2_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Ten
 
 
 def _native_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in plain PyTorch: alpha and beta in one loop over the steps of the lattice, in float64.
+    if _runs_triton(px.device.type):
+        from w2vbert.ops import rnnt_triton  # imports Triton, which wants a GPU or its interpreter
 
-    A step is an anti-diagonal s + t = d (regular) or a frame t = d (modified, constrained); in both, the arcs that
-    arrive at step d start at step d-1, at s-1 (symbol) and s (blank). Beta is the same recursion on the lattice
-    read from its end, so both run together as a batch of 2B. Arcs outside the boundary are -inf.
-    """
-    B, S, _ = px.shape
-    steps, arc_index = _step_index(px.shape[2], py.shape, boundary)
-    outside = px.new_full((1,), -torch.inf)
-    flat = torch.cat([px.flatten(), py.flatten(), outside]).double()
-    # (D, 2, 2B, S+1): symbol and blank arcs that arrive at each point; index_select is many times faster than flat[...]
-    arcs = flat.index_select(0, arc_index.flatten()).view(arc_index.shape)
-
-    # score[d, :, s+1] is point s of step d; column 0 stays -inf, so that no symbol arrives at s = 0.
-    score = arcs.new_full((steps, 2 * B, S + 2), -torch.inf)
-    score[0, :, 1] = 0.0
-    width = S + 2
-    origins = score.as_strided((steps, 2, 2 * B, S + 1), (2 * B * width, 1, width, 1)).unbind(0)
-    targets = score[:, :, 1:].unbind(0)
-    sums = arcs.unbind(0)
-    by_symbol, by_blank = arcs[:, 0].unbind(0), arcs[:, 1].unbind(0)
-    for d in range(1, steps):
-        torch.add(origins[d - 1], sums[d], out=sums[d])
-        torch.logaddexp(by_symbol[d], by_blank[d], out=targets[d])
-    return _occupation(score, arcs, px, py, boundary)
-
-
-def _step_index(px_frames: int, py_shape: torch.Size, boundary: Tensor) -> tuple[int, Tensor]:
-    """Number of steps D and, for each (step, kind, direction and utterance, s), the flat index of the arriving arc.
-
-    Returns:
-        (D, index int64 (D, 2, 2B, S+1)) into [px, py, -inf] flattened; kind 0 is a symbol, 1 a blank; the first B
-        entries of the batch are read from the begin, the others from the end.
-    """
-    B, S1, T = py_shape
-    S, regular = S1 - 1, px_frames == T + 1
-    steps = T + 1 + (S if regular else 0)
-    device = boundary.device
-    begin_s, begin_t, end_s, end_t = boundary.unbind(1)
-    s = torch.arange(S1, device=device)
-    d = torch.arange(steps, device=device)[:, None, None]
-    t = d - s if regular else d.expand(steps, 1, S1)  # (D, 1, S+1)
-    size_s, size_t = (end_s - begin_s).repeat(2)[:, None], (end_t - begin_t).repeat(2)[:, None]  # (2B, 1)
-    inside = (s <= size_s) & (t >= 0) & (t <= size_t)  # (D, 2B, S+1)
-
-    # Local (s, t) counts from the begin (sign 1) or from the end (sign -1) of the utterance.
-    sign = torch.tensor([1, -1], device=device).repeat_interleave(B)[:, None]
-    utterance = torch.arange(B, device=device).repeat(2)[:, None]
-    symbol_from = 0 if regular else 1  # frames that a symbol uses up
-    row_x, column_x = torch.cat([begin_s - 1, end_s])[:, None], torch.cat([begin_t - symbol_from, end_t])[:, None]
-    row_y, column_y = torch.cat([begin_s, end_s])[:, None], torch.cat([begin_t - 1, end_t])[:, None]
-    index_x = (s * px_frames + t) * sign + ((utterance * S + row_x) * px_frames + column_x)
-    index_y = (s * T + t) * sign + ((utterance * S1 + row_y) * T + column_y) + B * S * px_frames
-    nothing = B * S * px_frames + B * S1 * T
-    index_x = index_x.masked_fill(~(inside & (s >= 1) & (t >= symbol_from)), nothing)
-    index_y = index_y.masked_fill(~(inside & (t >= 1)), nothing)
-    return steps, torch.stack([index_x, index_y], dim=1)
-
-
-def _occupation(
-    score: Tensor, arc_and_rest: Tensor, px: Tensor, py: Tensor, boundary: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Total scores (B,), and exp(alpha + arc + beta - total) in the shapes and types of px and py.
-
-    Args:
-        score: (D, 2B, S+2) alpha and beta, point s in column s+1.
-        arc_and_rest: (D, 2, 2B, S+1); its second half of the batch holds arc + beta of the point that the arc leaves.
-    """
-    B, S, px_frames = px.shape
-    T = py.shape[2]
-    slope = 1 if px_frames == T + 1 else 0  # steps taken by a symbol without its frame
-    begin_s, begin_t, end_s, end_t = (column[:, None, None] for column in boundary.unbind(1))  # (B, 1, 1)
-    utterance = torch.arange(B, device=px.device)[:, None, None]
-    size_s, size_t = end_s - begin_s, end_t - begin_t
-    last = ((size_t + slope * size_s) * 2 * B + utterance) * (S + 2) + size_s + 1
-    total = score.flatten()[last.clamp(0, score.numel() - 1)]  # (B, 1, 1)
-
-    s = torch.arange(S + 1, device=px.device)[:, None]
-    t = torch.arange(px_frames, device=px.device)
-    from_begin_s, from_begin_t, to_end_s, to_end_t = s - begin_s, t - begin_t, end_s - s, end_t - t
-    inside = (from_begin_s >= 0) & (from_begin_t >= 0) & (to_end_s >= 0) & (to_end_t >= 0)
-    inside = inside & (total != -torch.inf)  # (B, S+1, T+1 or T)
-    alpha_at = ((from_begin_t + slope * from_begin_s) * 2 * B + utterance) * (S + 2) + from_begin_s + 1
-    rest_at = ((to_end_t + slope * to_end_s) * 4 * B + B + utterance) * (S + 1) + to_end_s
-    alpha = _pick(score, alpha_at, inside) - total  # (B, S+1, T+1 or T)
-    symbol_inside, blank_inside = inside[:, :S], inside[:, :, :T]
-    symbol_rest = _pick(arc_and_rest, rest_at[:, :S], symbol_inside)
-    blank_rest = _pick(arc_and_rest, rest_at[:, :, :T] + 2 * B * (S + 1), blank_inside)
-    by_symbol = (alpha[:, :S] + symbol_rest).exp_().masked_fill_(~symbol_inside, 0.0)
-    by_blank = (alpha[:, :, :T] + blank_rest).exp_().masked_fill_(~blank_inside, 0.0)
-    return total[:, 0, 0].to(px.dtype), by_symbol.to(px.dtype), by_blank.to(py.dtype)
-
-
-def _pick(values: Tensor, index: Tensor, inside: Tensor) -> Tensor:
-    """values flattened, at index; anything where not inside."""
-    return values.flatten().index_select(0, index.masked_fill(~inside, 0).flatten()).view(index.shape)
+        return rnnt_triton.lattice_flow(px, py, boundary)
+    return rnnt_native.lattice_flow(px, py, boundary)
