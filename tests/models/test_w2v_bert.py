@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.models.tiny import ENCODER, MELS, PRETRAINING, ROTARY, noise, unsettle
+from w2vbert.models import w2v_bert
 from w2vbert.models.encoder import EncoderConfig, SpeechEncoder
 from w2vbert.models.w2v_bert import PretrainingLoss, W2vBert, W2vBertConfig
 
@@ -27,9 +28,12 @@ def model(config: W2vBertConfig = PRETRAINING) -> W2vBert:
     return module
 
 
+def noise_like(lengths: Tensor) -> Tensor:
+    return noise(len(lengths), int(lengths.max()), MELS)
+
+
 def run(module: W2vBert, lengths: Tensor = LENGTHS, seed: int = 0, temperature: float = 1.0) -> PretrainingLoss:
-    features = noise(len(lengths), int(lengths.max()), MELS)
-    return module(features, lengths, temperature, torch.Generator().manual_seed(seed))
+    return module(noise_like(lengths), lengths, temperature, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("block", [ENCODER.block, ROTARY], ids=["none", "rotary"])
@@ -144,7 +148,7 @@ def test_no_randomness_comes_from_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("lengths", [[160], [10], [160, 10], [10, 10], [1]], ids=str)
+@pytest.mark.parametrize("lengths", [[160], [10], [160, 10], [10, 10], [1], [6000]], ids=str)
 def test_odd_batches_give_finite_losses_and_gradients(lengths: list[int], training: bool) -> None:
     module = model().train(training)
     loss = run(module, torch.tensor(lengths))
@@ -162,6 +166,50 @@ def test_one_masked_frame_trains_the_masked_prediction_alone() -> None:
     assert loss.count == len(LENGTHS) and loss.contrastive.count == 0 and loss.contrastive.loss == 0
     assert loss.masked.loss > 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("without", [[1], [0, 1, 2, 3]], ids=str)
+def test_utterances_without_a_masked_frame_do_no_harm(without: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def some_mask(lengths: Tensor, max_length: int, *_: object) -> Tensor:
+        mask = torch.arange(max_length).expand(len(lengths), -1) < 6
+        return mask.index_fill(0, torch.tensor(without), False)
+
+    monkeypatch.setattr(w2v_bert, "span_mask", some_mask)
+    module = model().train()
+    loss = run(module)
+    loss.total.backward()
+    assert loss.count == 6 * (len(LENGTHS) - len(without)) and loss.total.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+    assert loss.count > 0 or loss.total == 0
+
+
+def test_accumulated_batches_equal_the_joined_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four batches of one utterance each, and one of all four: equal sums, equal gradients.
+
+    In evaluation, with equal masks and without the diversity loss: BatchNorm's statistics and the mean distribution of
+    the codes belong to the batch, in every toolkit.
+    """
+    frames = torch.arange(1000)
+    monkeypatch.setattr(
+        w2v_bert, "span_mask", lambda lengths, size, *_: (frames[:size] % 5 < 2) & (frames[:size] < lengths[:, None])
+    )
+    config = replace(PRETRAINING, diversity_weight=0.0, num_distractors=1000)
+    features, generator = noise_like(LENGTHS), torch.Generator()
+    joined, accumulated = model(config).eval(), model(config).eval()
+    monkeypatch.setattr(torch, "randn", lambda shape, generator: torch.zeros(shape))
+    together = joined(features, LENGTHS, 1.0, generator)
+    together.total.backward()
+    total, count = torch.zeros(()), 0
+    for row, n in enumerate(LENGTHS.tolist()):
+        alone = accumulated(features[row : row + 1, :n], LENGTHS[row : row + 1], 1.0, generator)
+        alone.total.backward()
+        total, count = total + alone.total.detach(), count + int(alone.count)
+    assert count == together.count > 20
+    torch.testing.assert_close(total, together.total.detach(), rtol=1e-5, atol=1e-5)
+    for (name, expected), found in zip(joined.named_parameters(), accumulated.parameters(), strict=True):
+        if expected.grad is not None:
+            assert found.grad is not None
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_masked_frames_are_hidden_from_the_context() -> None:

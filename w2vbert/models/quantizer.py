@@ -122,13 +122,14 @@ class GumbelQuantizer(nn.Module):
             codes = noisy.argmax(-1)  # (N, G)
             vectors = _StraightThroughLookup.apply((noisy / temperature).softmax(-1), self.codebook, codes)
             probs = logits.softmax(-1)  # (N, G, V)
-            frame_entropy = -(probs.detach() * probs.detach().clamp(min=1e-10).log()).sum(-1).mean()
+            frame_entropy = -(probs.detach() * probs.detach().clamp(min=1e-10).log()).sum(-1)  # (N, G)
+            frames = max(x.shape[0], 1)  # without a masked frame there is no mean
         return QuantizerOutput(
             vectors=vectors.flatten(1),  # (N, G * E)
             codes=codes,
             ids=logits.argmax(-1),
-            mean_probs=probs.mean(0),
-            entropy=frame_entropy,
+            mean_probs=probs.sum(0) / frames,
+            entropy=frame_entropy.mean(-1).sum() / frames,
         )
 
 

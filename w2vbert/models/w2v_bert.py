@@ -148,7 +148,7 @@ class PretrainingLoss:
 def predict_codes(linear: nn.Linear, output: Tensor, frames: MaskedFrames, ids: Tensor) -> MaskedPredictionLoss:
     """Cross-entropy of the codes `ids` (N, G) of the masked frames, predicted from `output` (B, T/4, D)."""
     predicted = gather_frames(output, frames.index)[frames.valid]  # (N, D)
-    logits = linear(predicted).float().view(*ids.shape, -1)  # (N, G, V)
+    logits = linear(predicted).float().view(*ids.shape, linear.out_features // ids.shape[1])  # (N, G, V)
     loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
     return MaskedPredictionLoss(loss / ids.shape[1], (logits.argmax(-1) == ids).sum() / ids.shape[1])
 
