@@ -156,7 +156,16 @@ def test_another_sampling_rate_than_the_configs_is_refused(split: Split, tmp_pat
         store_features({"train": split.cuts()}, tmp_path, tmp_path, config, jobs=1)
 
 
-@pytest.mark.parametrize("values", [{"num_mel_bins": 0}, {"frame_shift_seconds": 0.03}, {"high_hz": 9000.0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_mel_bins": 0},
+        {"num_mel_bins": 500},
+        {"sampling_rate_hz": 0},
+        {"frame_shift_seconds": 0.03},
+        {"high_hz": 9000.0},
+    ],
+)
 def test_contradictions_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         FeatureConfig(**values)

@@ -154,3 +154,29 @@ def test_missing_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no corpus folder"):
         prepare.prepare_corpus(tmp_path / "nowhere", tmp_path / "out", NAMES)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.prepare_corpus(corpus, tmp_path / "manifests", NAMES)
+    for constant in ("BYTES_PER_VALUE", "BYTES_PER_SECOND"):
+        monkeypatch.setattr(prepare, constant, 1e18)
+    with pytest.raises(UserError, match="fbank will need about .* MiB, but .* are free there"):
+        prepare.extract_features(tmp_path / "manifests", tmp_path / "fbank", ExtractionConfig())
+    with pytest.raises(UserError, match="synth will need about"):
+        prepare.prepare_synth(tmp_path / "synth", TINY)
+    assert sorted(os.listdir(tmp_path)) == ["corpus", "manifests"]
+
+
+def test_what_makes_scores_doubtful_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_utterance(tmp_path / "c" / "a", "1-1-0000", "Turn it on")
+    write_utterance(tmp_path / "c" / "a", "1-1-0001", "TURN IT OFF")
+    prepare.prepare_corpus(tmp_path / "c", tmp_path / "out", {"train": ["a"], "test": ["a"]})
+    report = (tmp_path / "out" / "report.txt").read_text()
+    for line in (
+        "1 speakers are in both train and test: 1",
+        "2 utterances are in both train and test: 1-1-0000, 1-1-0001",
+        "2 of 4 transcripts have small letters, and there are capitals, too",
+    ):
+        assert line in report and any(line in record.getMessage() for record in caplog.records)

@@ -199,6 +199,8 @@ def check_manifest(manifest: Path) -> None:
         UserError: names the file and what is wrong with it.
     """
     if not manifest.is_file():
+        if manifest.name == "cuts_pseudo.jsonl.gz":
+            raise UserError(f"{manifest} does not exist: give the folder that `w2vbert pseudo-label` made")
         raise UserError(f"{manifest} does not exist: run `w2vbert features` for this split first")
     try:
         with gzip.open(manifest, "rt") as file:

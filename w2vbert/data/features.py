@@ -6,6 +6,7 @@ load); `normalize` is applied by whoever reads them.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -47,12 +48,26 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         if self.num_mel_bins < 1:
             raise ValueError("num_mel_bins must be at least 1")
+        if not 1000 <= self.sampling_rate_hz <= 384_000:
+            raise ValueError(f"sampling_rate_hz must lie in [1000, 384000], not {self.sampling_rate_hz}")
         if not 0 < self.frame_shift_seconds <= self.frame_length_seconds:
             raise ValueError("0 < frame_shift_seconds <= frame_length_seconds must hold")
         if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate_hz / 2:
             raise ValueError("0 <= low_hz < high_hz <= sampling_rate_hz / 2 must hold")
+        if self.num_mel_bins > self._most_mel_bins():
+            raise ValueError(f"num_mel_bins must be at most {self._most_mel_bins()}: more could be empty")
         if not self.scale > 0.0:
             raise ValueError(f"scale must be positive, not {self.scale}")
+
+    def _most_mel_bins(self) -> int:
+        """How many triangles on the mel scale are at least as wide, the narrowest too, as the lines of the spectrum.
+
+        mel(f) = 1127 ln(1 + f / 700); the lines lie a power of two of samples, at least a frame, apart.
+        """
+        line_hz = self.sampling_rate_hz / 2 ** math.ceil(math.log2(self.frame_length_seconds * self.sampling_rate_hz))
+        narrowest = math.log1p(line_hz / (700.0 + self.low_hz))
+        mels = math.log1p(self.high_hz / 700.0) - math.log1p(self.low_hz / 700.0)
+        return int(2 * mels / narrowest) - 1
 
 
 W2V_BERT_2 = FeatureConfig(high_hz=8000.0, snip_edges=True, scale=32768.0)

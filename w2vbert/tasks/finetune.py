@@ -121,6 +121,8 @@ class FinetuneConfig:
     max_seconds: float = 32.0
 
     def __post_init__(self) -> None:
+        if self.batch_seconds < 0.5 or self.max_seconds <= 0.0 or self.join_utterances < 1:
+            raise ValueError("batch_seconds must be at least 0.5, max_seconds above 0 and join_utterances at least 1")
         if self.loss.ctc_only_steps >= self.train.max_steps:
             raise ValueError(f"loss.ctc_only_steps must be less than train.max_steps, {self.train.max_steps}")
         if not 0.0 < self.encoder_layer_decay <= 1.0:

@@ -16,14 +16,17 @@ from w2vbert.data.corpora import (
     shared_utterances,
 )
 from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, add_speeds, store_features
+from w2vbert.data.synthesis import SPLITS as SYNTH_SPLITS
 from w2vbert.data.synthesis import SynthConfig, write_corpus
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
-from w2vbert.files import real_path, write_json
+from w2vbert.files import check_space, real_path, write_json
 from w2vbert.log import logger
 from w2vbert.stages import Step, run_step
 
 SHOWN_IDS = 20  # of each reason in report.txt; report.json has them all
+BYTES_PER_VALUE = 1.2  # of stored features: 1.14 over the synthetic corpus of recipes/mini
+BYTES_PER_SECOND = 20_000  # of synthetic speech as FLAC: 19 700 over the same corpus
 
 
 def prepare_synth(out: Path, config: SynthConfig, jobs: int | None = None, force: bool = False) -> bool:
@@ -33,10 +36,15 @@ def prepare_synth(out: Path, config: SynthConfig, jobs: int | None = None, force
         jobs: number of processes; None: one for each core. The corpus does not depend on it.
 
     Raises:
-        UserError: espeak-ng cannot be loaded.
+        UserError: espeak-ng cannot be loaded, or the disk is too small.
     """
     step = Step("prepare synth", out, config, {})
-    return run_step(step, lambda folder: write_corpus(folder, config, jobs or os.cpu_count() or 1), force)
+
+    def work(folder: Path) -> None:
+        check_space(out, 3600 * sum(config.hours(split) for split in SYNTH_SPLITS) * BYTES_PER_SECOND)
+        write_corpus(folder, config, jobs or os.cpu_count() or 1)
+
+    return run_step(step, work, force)
 
 
 def prepare_corpus(
@@ -71,7 +79,7 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
         jobs: number of processes.
 
     Raises:
-        UserError: there are no manifests, or their audio or the noise cannot be read.
+        UserError: there are no manifests, their audio or the noise cannot be read, or the disk is too small.
     """
     splits = [split for split in SPLITS if _cuts_file(manifests, split).is_file()]
     if not splits:
@@ -93,6 +101,8 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
             cuts["train"] = add_speeds(cuts["train"], config.speeds)
         if config.noise is not None:
             cuts["noise"] = noise_cuts(config.noise, config.sampling_rate_hz)
+        frames = sum(cut.duration for own in cuts.values() for cut in own) / config.frame_shift_seconds
+        check_space(out, frames * config.num_mel_bins * BYTES_PER_VALUE)
         for split, stored in store_features(cuts, storage, final / storage.name, config, jobs).items():
             CutSet.from_cuts(stored).to_file(_cuts_file(folder, split))
 

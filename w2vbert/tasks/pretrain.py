@@ -76,6 +76,8 @@ class PretrainConfig:
     on_collapse: OnCollapse = "warn"
 
     def __post_init__(self) -> None:
+        if self.batch_seconds < 0.5 or self.max_seconds <= 0.0 or self.join_utterances < 1:
+            raise ValueError("batch_seconds must be at least 0.5, max_seconds above 0 and join_utterances at least 1")
         if self.on_collapse == "stop" and self.train.save_every_steps % self.train.log_every_steps:
             raise ValueError(
                 "on_collapse stop looks at each line of the log: make train.save_every_steps "

@@ -44,8 +44,8 @@ class PseudoLabelConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.keep_share <= 1.0 or not 0.0 <= self.min_confidence <= 1.0:
             raise ValueError("keep_share must lie in (0, 1] and min_confidence in [0, 1]")
-        if self.batch_seconds < 1.0 or self.max_seconds < 1.0:
-            raise ValueError("batch_seconds and max_seconds must be at least 1")
+        if self.batch_seconds < 0.5 or self.max_seconds <= 0.0:
+            raise ValueError("batch_seconds must be at least 0.5 and max_seconds above 0")
 
 
 def pseudo_label(

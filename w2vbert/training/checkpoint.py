@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from w2vbert.errors import UserError
-from w2vbert.files import atomic_dir, atomic_file, read_json, write_json
+from w2vbert.files import atomic_dir, atomic_file, check_space, list_files, read_json, write_json
 from w2vbert.log import logger
 
 FORMAT = 1
@@ -55,6 +55,25 @@ def save_checkpoint(
         if folder not in kept:
             shutil.rmtree(folder)
     return target
+
+
+def check_room(run: Path, weights: Mapping[str, nn.Module], params: Sequence[nn.Parameter], keep_last: int) -> None:
+    """Refuses to begin or go on with a run whose checkpoints have no room.
+
+    Args:
+        run: the run's folder.
+        weights: modules by name, as for `save_checkpoint`.
+        params: what the optimizer keeps two moments of.
+        keep_last: how many checkpoints stay; one more is there while it is written.
+
+    Raises:
+        UserError: says how much is needed and how much is free.
+    """
+    models = [sum(tensor.nbytes for tensor in module.state_dict().values()) for module in weights.values()]
+    moments = 2 * sum(param.nbytes for param in params if param.requires_grad)
+    needed = (keep_last + 1) * (sum(models) + moments) + 2 * max(models)  # the best model, too, is written aside
+    there = sum(path.stat().st_size for path in list_files(run)) if run.is_dir() else 0
+    check_space(run, needed - there)
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -208,6 +227,8 @@ def read_model_card(folder: Path, *kinds: str) -> dict[str, Any]:
         raise UserError(f"model folder {folder} does not exist")
     if not (folder / "model.json").is_file():
         unfinished = " (its training has not finished)" if (folder / "checkpoints").is_dir() else ""
+        old = folder.with_name(f"{folder.name}.old")
+        unfinished += f"; the model before it is {old}" if (old / "model.json").is_file() else ""
         raise UserError(f"{folder} is not a model folder: it has no model.json{unfinished}")
     card = read_json(folder / "model.json")
     if not isinstance(card, dict) or "kind" not in card or card.get("format", FORMAT + 1) > FORMAT:

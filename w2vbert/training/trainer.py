@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from w2vbert.errors import Unfinished, UserError
 from w2vbert.log import logger, progress
-from w2vbert.training.checkpoint import load_newest, save_checkpoint, save_weights
+from w2vbert.training.checkpoint import check_room, load_newest, save_checkpoint, save_weights
 from w2vbert.training.distributed import ALONE, COMPUTING, LOADING, WAITING, Replica, join_world
 from w2vbert.training.interruption import Interrupted, StopRequest
 from w2vbert.training.metrics import MetricsWriter, Panel, draw_curves
@@ -177,6 +177,8 @@ class Trainer:
             UserError: something that the user can mend.
         """
         self._resume()
+        if self.world.is_first:
+            check_room(self.run, self._weights(), self.params, self.config.keep_last)
         self.batches.share(self.world.rank, self.world.size)
         with self.stop, self.world.watched(self.config.hang_seconds):
             replica = Replica(self.task, self.world)
