@@ -1,5 +1,6 @@
 """Plans and streams of batches."""
 
+import multiprocessing
 import random
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from w2vbert.data.datasets import Change, SpeechDataset
 from w2vbert.data.loaders import BatchStream, draw_crops, group_by_seconds, in_order, join_utterances, plan_epoch
+from w2vbert.errors import UserError
 
 LIMIT_SECONDS = 40.0
 
@@ -19,6 +21,7 @@ class ToyDataset(SpeechDataset):
         self.frames = [lengths.randint(10, 1600) for _ in range(count)]
         self.spare = [spare] * count
         self.ids = self.texts = [str(index) for index in range(count)]
+        self._free_bytes = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -146,7 +149,7 @@ def test_noise_is_drawn_anew_in_each_epoch_and_goes_on_after_a_stop() -> None:
         return found
 
     batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, noise=Shift())  # type: ignore[arg-type]
-    length = len(batches._plan)
+    length = len(batches._plan(0).batches)
     first = drawn(batches, length)
     assert len(set(first.values())) == 200
     crops(batches, 3)
@@ -206,3 +209,72 @@ def test_in_order_gives_every_utterance_once_longest_first() -> None:
     assert sorted(id for batch in batches for id in batch.ids) == sorted(dataset.texts)
     assert lengths == sorted(dataset.frames, reverse=True)
     assert all(batch.features[..., 0].numel() <= LIMIT_SECONDS * 100 for batch in batches)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("done", [0, 7, 59])
+def test_those_that_share_take_each_batch_once_in_order(count: int, done: int) -> None:
+    alone = stream()
+    expected = [alone.next_batch().ids for _ in range(done + 91)][done:]
+    found: list[tuple[str, ...]] = [()] * 90
+    for index in range(count):
+        batches = stream()
+        for _ in range(done):
+            batches.next_batch()
+        batches.share(index, count)
+        for number in range(index, 90, count):
+            found[number] = batches.next_batch().ids
+        alone = stream()
+        alone.load_state_dict(batches.state_dict())
+        assert alone.next_batch().ids == expected[90]
+    assert found == expected[:90]
+
+
+def test_the_largest_batch_of_an_epoch() -> None:
+    batches = stream()
+    largest = batches.largest()
+    assert batches.state_dict() == {"epoch": 0, "position": 0}
+    sizes = [batches.next_batch().features[..., 0].numel() for _ in range(len(batches._plan(0).batches))]
+    assert largest.features[..., 0].numel() == max(sizes)
+
+
+def test_processes_make_the_same_batches_in_the_same_order() -> None:
+    """Also after a stop, with two that share, at another number of processes."""
+    alone = stream()
+    expected = [alone.next_batch() for _ in range(80)]
+    batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, workers=2)
+    batches.share(0, 1)
+    found = [batches.next_batch() for _ in range(5)]
+    position = batches.state_dict()
+    batches.load_state_dict(position)
+    batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, workers=1)
+    batches.load_state_dict(position)
+    batches.share(0, 1)
+    found += [batches.next_batch() for _ in range(75)]
+    for one, other in zip(expected, found, strict=True):
+        assert one.ids == other.ids and torch.equal(one.features, other.features)
+    batches.load_state_dict(position)
+    assert batches.next_batch().ids == expected[5].ids
+
+
+def test_a_killed_process_that_makes_batches_is_an_error() -> None:
+    batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, workers=1)
+    others = multiprocessing.active_children()
+    batches.share(0, 1)
+    batches.next_batch()
+    (worker,) = set(multiprocessing.active_children()) - set(others)
+    worker.kill()
+    with pytest.raises(UserError, match="a process that makes batches is gone .*Lower train.loader_workers"):
+        for _ in range(10):
+            batches.next_batch()
+
+
+def test_an_error_in_a_process_that_makes_batches_comes_as_it_is() -> None:
+    class Broken(ToyDataset):
+        def load(self, index: int, start: int = 0) -> torch.Tensor:
+            raise UserError("features of 7 are gone")
+
+    batches = BatchStream(Broken(), LIMIT_SECONDS, 1, workers=1)
+    batches.share(0, 1)
+    with pytest.raises(UserError, match="^features of 7 are gone$"):
+        batches.next_batch()

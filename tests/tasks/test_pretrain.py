@@ -18,6 +18,7 @@ from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
 from w2vbert.tasks.pretrain import PretrainConfig
 from w2vbert.training.checkpoint import load_weights, read_weights
+from w2vbert.training.metrics import TIMINGS
 from w2vbert.training.optim import OptimConfig
 from w2vbert.training.trainer import TrainConfig
 
@@ -87,9 +88,7 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert cards[0]["best"] == cards[1]["best"] and cards[0]["audio_hours"] == cards[1]["audio_hours"]
     lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
     for a, b in zip(*lines, strict=True):
-        assert {k: v for k, v in a.items() if k != "hours_per_hour"} == {
-            k: v for k, v in b.items() if k != "hours_per_hour"
-        }
+        assert {k: v for k, v in a.items() if k not in TIMINGS} == {k: v for k, v in b.items() if k not in TIMINGS}
 
 
 def test_errors_leave_nothing(prepared: Prepared, config: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
