@@ -98,7 +98,7 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
         storage.mkdir()
         cuts = {split: load_manifest(_cuts_file(manifests, split)) for split in splits}
         if "train" in cuts:
-            cuts["train"] = add_speeds(cuts["train"], config.speeds)
+            cuts["train"] = list(add_speeds(cuts["train"], config.speeds))  # read twice
         if config.noise is not None:
             cuts["noise"] = noise_cuts(config.noise, config.sampling_rate_hz)
         frames = sum(cut.duration for own in cuts.values() for cut in own) / config.frame_shift_seconds
