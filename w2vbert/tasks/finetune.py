@@ -130,6 +130,18 @@ class FinetuneConfig:
         if self.join_utterances < 1 or self.batch_seconds <= 0.0:
             raise ValueError("join_utterances must be at least 1 and batch_seconds positive")
 
+    def transducer(self, encoder: EncoderConfig, vocab_size: int) -> TransducerConfig:
+        """The model that is trained, over an encoder and word pieces."""
+        return TransducerConfig(
+            encoder=encoder,
+            vocab_size=vocab_size,
+            projection_dim=self.projection_dim,
+            predictor=self.predictor,
+            joiner_dim=self.joiner_dim,
+            ctc=self.loss.ctc_weight > 0.0,
+            rnnt_type=self.loss.rnnt_type,
+        )
+
 
 class FinetuneTask:
     """A transducer as a thing to train."""
@@ -215,17 +227,7 @@ def build_transducer(config: FinetuneConfig, init: str, tokenizer: Tokenizer) ->
         raise UserError("--init scratch needs the key `encoder` in the config: there is no pre-trained model to copy")
     if config.encoder not in (None, encoder):
         raise UserError(f"key encoder contradicts {init}/model.yaml: leave it out, or make it equal")
-    model = Transducer(
-        TransducerConfig(
-            encoder=encoder,
-            vocab_size=tokenizer.vocab_size,
-            projection_dim=config.projection_dim,
-            predictor=config.predictor,
-            joiner_dim=config.joiner_dim,
-            ctc=config.loss.ctc_weight > 0.0,
-            rnnt_type=config.loss.rnnt_type,
-        )
-    )
+    model = Transducer(config.transducer(encoder, tokenizer.vocab_size))
     if init != SCRATCH:
         load_encoder_weights(model.encoder, Path(init))
         model.encoder.feature_encoder.requires_grad_(not config.freeze_feature_encoder)
