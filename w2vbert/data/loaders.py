@@ -1,5 +1,6 @@
 """Batches by seconds of audio, as a pure function of seed, epoch and position: resuming costs nothing."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -182,8 +183,8 @@ class BatchStream:
         else:
             try:
                 batch = next(self._loader)
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: it took batches with it
+                reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise UserError(
                     f"a process that makes batches is gone ({reason}): is memory short? Lower train.loader_workers"
                 ) from error
@@ -237,7 +238,12 @@ def _start_workers(stream: BatchStream) -> Iterator[SpeechBatch | UserError]:
     """Batches in order, made by processes; these share what memory the dataset may keep features in."""
     stream.dataset.divide_cache(stream.workers)
     loader = DataLoader(_Maker(stream), batch_size=None, sampler=_Places(stream), num_workers=stream.workers)
-    return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    # The loader's own handler would raise wherever this process happens to be when a worker dies. Without it, the
+    # death is found when the next batch is asked for.
+    signal.signal(signal.SIGCHLD, before)
+    return batches
 
 
 def in_order(
