@@ -100,7 +100,7 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
         if "train" in cuts:
             cuts["train"] = list(add_speeds(cuts["train"], config.speeds))  # read twice
         if config.noise is not None:
-            cuts["noise"] = noise_cuts(config.noise, config.sampling_rate_hz)
+            cuts["noise"] = list(noise_cuts(config.noise, config.sampling_rate_hz))
         frames = sum(cut.duration for own in cuts.values() for cut in own) / config.frame_shift_seconds
         check_space(out, frames * config.num_mel_bins * BYTES_PER_VALUE)
         for split, stored in store_features(cuts, storage, final / storage.name, config, jobs).items():
