@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.models.tiny import BLOCK, ROTARY, noise, unsettle
 from w2vbert.models.attention import SelfAttention, by_distance, rotate
@@ -13,6 +13,7 @@ from w2vbert.ops.lengths import lengths_to_mask
 
 LENGTHS = torch.tensor([30, 17, 4, 1])
 MASK = lengths_to_mask(LENGTHS, 30)
+NORM = nn.LayerNorm(16)
 KINDS = [
     BLOCK,
     ROTARY,
@@ -64,6 +65,24 @@ def test_more_padding_changes_nothing_in_training() -> None:
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
 
 
+def test_a_block_keeps_20_times_its_width_a_frame_for_backward() -> None:
+    config = ConformerConfig(dim=16, heads=2, feed_forward_dim=64, dropout_prob=0.0)
+    module, kept = block(config).train(), {}
+    parameters = {p.data_ptr() for p in module.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = noise(2, 400, 16).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x, None)
+    # Besides: the softmax's normaliser of each head, LayerNorm's two numbers a frame, BatchNorm's a channel.
+    assert 20 <= sum(kept.values()) / (4 * 16 * 800) < 20 + (2 + 2) / 16 + 0.05
+
+
 def test_batch_norm_is_torchs_on_the_joined_real_frames() -> None:
     ours, theirs = MaskedBatchNorm(16), nn.BatchNorm1d(16)
     unsettle(ours)
@@ -95,7 +114,7 @@ def test_convolution_sees_its_kernel_only() -> None:
     torch.manual_seed(0)
     module = ConvolutionModule(BLOCK).eval()
     x = noise(1, 20, 16).requires_grad_()
-    (grad,) = torch.autograd.grad((module(x, None)[0, 10] * noise(16)).sum(), x)
+    (grad,) = torch.autograd.grad((module(x, NORM, None)[0, 10] * noise(16)).sum(), x)
     assert grad[0].abs().sum(-1).nonzero().squeeze(1).tolist() == [8, 9, 10, 11, 12]
 
 
@@ -103,7 +122,7 @@ def test_attention_without_positions_does_not_know_the_order() -> None:
     torch.manual_seed(0)
     module = SelfAttention(16, 2, "none", dropout=0.0)
     x, order = noise(1, 12, 16), torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(module(x[:, order], None), module(x, None)[:, order], atol=1e-5, rtol=0)
+    torch.testing.assert_close(module(x[:, order], NORM, None), module(x, NORM, None)[:, order], atol=1e-5, rtol=0)
 
 
 def test_rotary_scores_depend_on_relative_position_only() -> None:
@@ -122,17 +141,17 @@ def test_rotary_attention_knows_the_order_but_not_the_place() -> None:
     torch.manual_seed(0)
     module = SelfAttention(16, 2, "rotary", dropout=0.0)
     x = noise(1, 12, 16)
-    assert (module(x.flip(1), None).flip(1) - module(x, None)).abs().max() > 1e-3
+    assert (module(x.flip(1), NORM, None).flip(1) - module(x, NORM, None)).abs().max() > 1e-3
     shifted = nn.functional.pad(x, (0, 0, 9, 0))  # nine frames of left padding, not attended to
     mask = torch.arange(21)[None] >= 9
-    torch.testing.assert_close(module(shifted, mask)[:, 9:], module(x, None), atol=1e-5, rtol=0)
+    torch.testing.assert_close(module(shifted, NORM, mask)[:, 9:], module(x, NORM, None), atol=1e-5, rtol=0)
 
 
 def test_a_causal_convolution_sees_the_past_only() -> None:
     torch.manual_seed(0)
     module = ConvolutionModule(replace(BLOCK, convolution="causal"))
     x = noise(1, 20, 16).requires_grad_()
-    (grad,) = torch.autograd.grad((module(x, None)[0, 10] * noise(16)).sum(), x)
+    (grad,) = torch.autograd.grad((module(x, NORM, None)[0, 10] * noise(16)).sum(), x)
     assert grad[0].abs().sum(-1).nonzero().squeeze(1).tolist() == [6, 7, 8, 9, 10]
     assert not any(name.endswith("bias") for name, _ in module.named_parameters() if not name.startswith("norm"))
 
@@ -156,14 +175,14 @@ def test_relative_keys_are_shaws_equation() -> None:
     torch.manual_seed(0)
     module = SelfAttention(16, 2, "relative_key", dropout=0.0, span_frames=(3, 1))
     x = noise(1, 9, 16)
-    q, k, v = (part.view(9, 2, 8) for part in module.qkv(x)[0].chunk(3, dim=-1))
+    q, k, v = (part.view(9, 2, 8) for part in module.qkv(NORM(x))[0].chunk(3, dim=-1))
     assert module.distance_keys is not None
     rows = []
     for i in range(9):
         keys = torch.stack([k[j] + module.distance_keys[min(max(j - i, -3), 1) + 3] for j in range(9)])  # (9, 2, 8)
         weights = ((keys * q[i]).sum(-1) / 8**0.5).softmax(0)  # (9, 2)
         rows.append((weights[..., None] * v).sum(0).flatten())
-    torch.testing.assert_close(module(x, None)[0], module.out(torch.stack(rows)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(module(x, NORM, None)[0], module.out(torch.stack(rows)), atol=1e-5, rtol=0)
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2vbert.ops.recompute import norm_linear
+
 Positions = Literal["none", "rotary", "rotary_input", "relative_key"]
 
 
@@ -47,18 +49,19 @@ class SelfAttention(nn.Module):
             keys = torch.empty(sum(span_frames) + 1, dim // heads)
             self.distance_keys = nn.Parameter(nn.init.normal_(keys, std=(dim // heads) ** -0.5))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.LayerNorm, mask: Tensor | None) -> Tensor:
         """Attends over all real frames.
 
         Args:
             x: (B, T, D).
+            norm: is applied to `x` first.
             mask: bool (B, T), True on real frames, or None when there is no padding.
 
         Returns:
             (B, T, D); padded frames hold finite nonsense.
         """
         batch, frames, dim = x.shape
-        q, k, v = self._project(x)  # each (B, H, T, d)
+        q, k, v = self._project(x, norm)  # each (B, H, T, d)
         if self.positions == "rotary":
             q, k = rotate(q), rotate(k)
         bias = None if mask is None else mask[:, None, None]  # (B, 1, 1, T)
@@ -70,18 +73,24 @@ class SelfAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.out(y.transpose(1, 2).reshape(batch, frames, dim))  # (B, T, D)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, H, T, d), of `x` (B, T, D)."""
         batch, frames, dim = x.shape
         if self.positions == "rotary_input":
+            x = norm(x)
             turned = rotate(x.view(batch, frames, self.heads, -1).transpose(1, 2))  # (B, H, T, d)
             turned = turned.transpose(1, 2).reshape(x.shape)
             (qk_weight, v_weight), (qk_bias, v_bias) = (p.split([2 * dim, dim]) for p in self.qkv.parameters())
             qkv = torch.cat([F.linear(turned, qk_weight, qk_bias), F.linear(x, v_weight, v_bias)], dim=-1)
         else:
-            qkv = self.qkv(x)
-        q, k, v = qkv.view(batch, frames, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        return q, k, v
+            qkv = normalised(x, norm, self.qkv)
+        q, k, v = qkv.view(batch, frames, 3, self.heads, dim // self.heads).unbind(2)  # each (B, T, H, d)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+def normalised(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
+    """`linear(norm(x))`, for which only `x` is kept. (..., D) -> (..., E)."""
+    return norm_linear(x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias)
 
 
 def rotate(x: Tensor) -> Tensor:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2vbert.models.attention import Positions, SelfAttention
-from w2vbert.ops.lengths import zero_padding
+from w2vbert.models.attention import Positions, SelfAttention, normalised
+from w2vbert.ops.recompute import batch_norm_swish_linear, glu_convolution, swish_linear
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,30 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Normalises each channel. `x` (B, T, D) with zeros on padding; `mask` bool (B, T) or None -> (B, T, D)."""
-        if self.training:
-            x32 = x.float()
-            count = x.shape[0] * x.shape[1] if mask is None else mask.sum()
-            mean = x32.sum((0, 1)) / count
-            var = (x32.square().sum((0, 1)) / count - mean.square()).clamp(min=0.0)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var, self.momentum)
-        else:
-            mean, var = self.running_mean, self.running_var
+        mean, var, _ = self._statistics(x, mask)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return x * scale.to(x.dtype) + (self.bias - mean * scale).to(x.dtype)
+
+    def swish_linear(self, x: Tensor, mask: Tensor | None, linear: nn.Linear) -> Tensor:
+        """`linear(silu(self(x, mask)))`, for which only `x` is kept. (B, T, D) -> (B, T, E)."""
+        with torch.no_grad():
+            mean, var, count = self._statistics(x, mask)
+        return batch_norm_swish_linear(
+            x, (mean, var), count, self.weight, self.bias, self.eps, linear.weight, linear.bias
+        )
+
+    def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean and variance (D,), of `x` in training, and then the real frames in it."""
+        if not self.training:
+            return self.running_mean, self.running_var, None
+        x32 = x.float()
+        count = torch.tensor(x.shape[0] * x.shape[1]) if mask is None else mask.sum()
+        mean = x32.sum((0, 1)) / count
+        var = (x32.square().sum((0, 1)) / count - mean.square()).clamp(min=0.0)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+        return mean, var, count
 
 
 class ConvolutionModule(nn.Module):
@@ -94,12 +105,13 @@ class ConvolutionModule(nn.Module):
         self.norm = nn.LayerNorm(dim) if causal else MaskedBatchNorm(dim)
         self.pointwise_out = nn.Linear(dim, dim, bias=not causal)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D); padded frames are zeroed before the convolution mixes time."""
-        x = zero_padding(F.glu(self.pointwise_in(x)), mask)
-        x = self.depthwise(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2)  # (B, T, D)
-        x = self.norm(zero_padding(x, mask), mask) if isinstance(self.norm, MaskedBatchNorm) else self.norm(x)
-        return self.pointwise_out(F.silu(x))
+    def forward(self, x: Tensor, norm: nn.LayerNorm, mask: Tensor | None) -> Tensor:
+        """(B, T, D) -> (B, T, D), `x` first normalised; padded frames are zeroed before the convolution mixes time."""
+        x = normalised(x, norm, self.pointwise_in)  # (B, T, 2 D)
+        x = glu_convolution(x, self.depthwise.weight, int(self.depthwise.padding[0]), mask)  # (B, T, D)
+        if isinstance(self.norm, MaskedBatchNorm):
+            return self.norm.swish_linear(x, mask, self.pointwise_out)
+        return swish_linear(self.norm(x), self.pointwise_out.weight, self.pointwise_out.bias)
 
 
 class FeedForward(nn.Module):
@@ -109,11 +121,13 @@ class FeedForward(nn.Module):
         super().__init__()
         self.linear_in = nn.Linear(config.dim, config.feed_forward_dim)
         self.linear_out = nn.Linear(config.feed_forward_dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout_prob)
+        self.dropout_prob = config.dropout_prob
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return self.linear_out(self.dropout(F.silu(self.linear_in(x))))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """(..., D) -> (..., D), `x` first normalised."""
+        x = normalised(x, norm, self.linear_in)
+        dropout_prob = self.dropout_prob if self.training else 0.0
+        return swish_linear(x, self.linear_out.weight, self.linear_out.bias, dropout_prob)
 
 
 class ConformerBlock(nn.Module):
@@ -136,8 +150,8 @@ class ConformerBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` (B, T, D), `mask` bool (B, T), True on real frames, or None without padding -> (B, T, D)."""
-        x = x + 0.5 * self.dropout(self.ff1(self.norm_ff1(x)))
-        x = x + self.dropout(self.attention(self.norm_attention(x), mask))
-        x = x + self.dropout(self.convolution(self.norm_convolution(x), mask))
-        x = x + 0.5 * self.dropout(self.ff2(self.norm_ff2(x)))
+        x = torch.add(x, self.dropout(self.ff1(x, self.norm_ff1)), alpha=0.5)
+        x = x + self.dropout(self.attention(x, self.norm_attention, mask))
+        x = x + self.dropout(self.convolution(x, self.norm_convolution, mask))
+        x = torch.add(x, self.dropout(self.ff2(x, self.norm_ff2)), alpha=0.5)
         return self.norm_out(x)
