@@ -275,7 +275,8 @@ def forget_k2() -> Iterator[None]:
 def test_without_k2_the_native_backend_is_taken(monkeypatch: pytest.MonkeyPatch, forget_k2: None) -> None:
     monkeypatch.setitem(sys.modules, "k2", None)
     assert rnnt.get_backend() == "native" == rnnt.get_backend("native")
-    assert rnnt.backend_reason().startswith("native, by plain PyTorch on the CPU: k2 cannot be imported") and "\n" not in rnnt.backend_reason()
+    reason = rnnt.backend_reason()
+    assert reason.startswith("native, by ") and ": k2 cannot be imported" in reason and "\n" not in reason
     with pytest.raises(ValueError, match="k2 cannot be imported"):
         rnnt.get_backend("k2")
     with pytest.raises(ValueError, match="auto, k2, native, not 'cuda'"):

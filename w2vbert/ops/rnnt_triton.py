@@ -1,4 +1,6 @@
-"""The lattice recursion as two Triton kernels, one program an utterance. Importing it needs a GPU, or TRITON_INTERPRET=1.
+"""The lattice recursion as two Triton kernels, one program an utterance.
+
+Importing it needs a GPU, or the variable TRITON_INTERPRET=1 for Triton's interpreter.
 
 Letters: B batch, S symbols, T frames. Conventions of the lattice: `rnnt_recursion.py`.
 
@@ -39,7 +41,8 @@ def lattice_flow(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tens
     scores, shares = px.new_empty(B, dtype=dtype), px.new_empty(B, S + 1, T + 1, dtype=dtype)
     px_grad, py_grad = torch.zeros_like(px), torch.zeros_like(py)
     lanes = triton.next_power_of_2(T + 1)
-    options = {"LEAN": T + 1 - px_frames, "LANES": lanes, "num_warps": max(1, min(lanes // _LANES_PER_WARP, _MAX_WARPS))}
+    warps = max(1, min(lanes // _LANES_PER_WARP, _MAX_WARPS))
+    options = {"LEAN": T + 1 - px_frames, "LANES": lanes, "num_warps": warps}
     with torch.cuda.device_of(px):
         _forward[(B,)](px, py, boundary, scores, shares, S, T, px_frames, **options)
         _backward[(B,)](shares, scores, boundary, px_grad, py_grad, S, T, px_frames, **options)

@@ -1,0 +1,76 @@
+"""The Triton kernel: in the interpreter on the golden cases, on a GPU against plain PyTorch; imported where it runs.
+
+The interpreter is chosen by a variable that must be set before Triton is imported: hence the processes of their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from w2vbert.ops import rnnt_native
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_TRITON = pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import triton"], capture_output=True).returncode != 0,
+    reason="Triton is not installed",
+)
+WITHOUT_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def python(*arguments: str, interpret: bool) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_INTERPRET": "1"} if interpret else {}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@WITHOUT_TRITON
+@pytest.mark.slow
+def test_golden_cases_in_the_interpreter() -> None:
+    tests = ["tests/ops/test_rnnt_golden.py", "-k", "golden and not k2"]
+    done = python("-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider", *tests, interpret=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "8 passed" in done.stdout
+
+
+@WITHOUT_TRITON
+def test_interpreter_and_doctor_agree_on_the_kernel() -> None:
+    script = "from w2vbert.ops.rnnt_loss import backend_reason; print(backend_reason())"
+    assert "by a Triton kernel on the CPU" in python("-c", script, interpret=True).stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_on_a_cpu_nothing_imports_triton() -> None:
+    script = (
+        "import sys, torch; from w2vbert.ops import rnnt_loss as rnnt; torch_alone = 'triton' in sys.modules; "
+        "rnnt.mutual_information_recursion(torch.randn(1, 2, 4), torch.randn(1, 3, 3)); "
+        "print(torch_alone, 'triton' in sys.modules, 'w2vbert.ops.rnnt_triton' in sys.modules)"
+    )
+    before, after, kernel = python("-c", script, interpret=False).stdout.split()
+    assert after == before and kernel == "False"
+
+
+@WITHOUT_GPU
+@WITHOUT_TRITON
+@pytest.mark.parametrize("regular", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("symbols", "frames"), [(0, 3), (1, 1), (7, 4), (30, 200), (300, 2500), (1100, 1500)])
+def test_on_a_gpu_same_as_plain_pytorch(symbols: int, frames: int, dtype: torch.dtype, regular: bool) -> None:
+    from w2vbert.ops import rnnt_triton
+
+    B, generator = 4, torch.Generator().manual_seed(0)
+    px = torch.randn(B, symbols, frames + regular, generator=generator, dtype=dtype) - 3
+    py = torch.randn(B, symbols + 1, frames, generator=generator, dtype=dtype) - 1
+    ends = [(symbols, frames), (symbols // 2, frames), (0, frames), (symbols, max(1, frames // 2))]
+    boundary = torch.tensor([[0, 0, s, t] for s, t in ends])
+    boundary[1, 1] = frames // 3
+    wanted = rnnt_native.lattice_flow(px.double(), py.double(), boundary)
+    got = rnnt_triton.lattice_flow(px.cuda(), py.cuda(), boundary.cuda())
+    tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 2e-3}
+    for have, want in zip(got, wanted, strict=True):
+        assert have.dtype == dtype
+        torch.testing.assert_close(have.cpu().double(), want, **tolerance)
