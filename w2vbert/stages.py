@@ -27,6 +27,7 @@ from w2vbert.files import (
 from w2vbert.log import logger
 
 STAMP = ".stamp.json"
+MADE_AGAIN = ".index"  # name of folders whose content is a copy, for speed, of what lies beside them
 STARTED = ".started.json"
 CALL = ".call.json"
 HASHED_BYTES = 64 * 2**20  # larger input files are known by size and time of change, not by content
@@ -243,8 +244,9 @@ def _hash_path(name: str, path: Path) -> str:
 
 
 def _list_tree(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every file under a folder."""
-    stats = ((path, path.stat()) for path in list_files(folder))
+    """Name, size and time of change of every file under a folder, without what is made again where it is missing."""
+    files = (path for path in list_files(folder) if MADE_AGAIN not in path.relative_to(folder).parts)
+    stats = ((path, path.stat()) for path in files)
     return [(str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 

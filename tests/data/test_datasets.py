@@ -64,10 +64,10 @@ def test_longer_ones_can_be_cropped_and_only_the_crop_is_read(folder: Path) -> N
     assert data.ids == ["11-7-0000", "11-7-0001", "12-7-0000"] and data.hours == pytest.approx(2.3 / 3600)
     assert data.frames == [100, 30, 100] and data.spare == [0, 0, 150]
     whole = dataset(folder, "train").load_changed(2, lambda features: features.clone())
-    raw = read_frames(dataset(folder, "train")._cuts[2], 0, 250)
+    raw = read_frames(dataset(folder, "train").cut(2), 0, 250)
     torch.testing.assert_close(normalize(raw), whole, atol=0.01, rtol=0.0)
     for start in range(0, 151):
-        assert torch.equal(read_frames(data._cuts[2], start, 100), raw[start : start + 100]), start
+        assert torch.equal(read_frames(data.cut(2), start, 100), raw[start : start + 100]), start
     torch.testing.assert_close(data.load(2, 70), normalize(raw[70:170]), atol=0.03, rtol=0.01)  # bfloat16
     assert not torch.equal(data.load(2, 70), data.load(2, 71))
     batch = data.joined([[0, 2]], starts=[0, 0, 33])

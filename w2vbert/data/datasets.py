@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch, collate
+from w2vbert.data.cut_index import open_index
 from w2vbert.data.features import normalize
 from w2vbert.errors import UserError
 from w2vbert.log import logger
@@ -52,25 +53,29 @@ class SpeechDataset:
             UserError: a manifest is missing, has no features, or nothing is left.
         """
         most = int(max_seconds * FRAMES_PER_SECOND)
-        cuts = [cut for manifest in manifests for cut in read_cuts(manifest)]
-        self._cuts = [cut for cut in cuts if MIN_FRAMES <= cut.num_frames and (crop or cut.num_frames <= most)]
-        dropped = len(cuts) - len(self._cuts)
+        for manifest in manifests:
+            check_manifest(manifest)
+        indices = [open_index(manifest) for manifest in manifests]
+        rows = [(index, row, frames) for index in indices for row, frames in enumerate(index.frames)]
+        kept = [entry for entry in rows if MIN_FRAMES <= entry[2] and (crop or entry[2] <= most)]
+        dropped = len(rows) - len(kept)
         names = ", ".join(str(m) for m in manifests)
         if dropped:
             over = "" if crop else f" or over {max_seconds:g} s"
             logger.warning(f"{names}: left out {dropped} utterances under 0.1 s{over}")
-        if not self._cuts or most < MIN_FRAMES:
+        if not kept or most < MIN_FRAMES:
             raise UserError(f"{names}: no utterance between 0.1 and {max_seconds:g} s")
-        self.ids = [cut.id for cut in self._cuts]
-        self.frames = [min(cut.num_frames, most) for cut in self._cuts]
-        self.spare = [max(cut.num_frames - most, 0) for cut in self._cuts]
-        self.texts = [(cut.supervisions[0].text or "") if cut.supervisions else "" for cut in self._cuts]
-        self.speakers = [(cut.supervisions[0].speaker or "") if cut.supervisions else "" for cut in self._cuts]
+        self._rows = [(index, row) for index, row, _ in kept]
+        self.ids = [index.ids[row] for index, row in self._rows]
+        self.frames = [min(frames, most) for _, _, frames in kept]
+        self.spare = [max(frames - most, 0) for _, _, frames in kept]
+        self.texts = [index.texts[row] for index, row in self._rows]
+        self.speakers = [index.speakers[row] for index, row in self._rows]
         self._cache: dict[tuple[int, torch.dtype], Tensor] = {}
         self._free_bytes = cache_bytes
 
     def __len__(self) -> int:
-        return len(self._cuts)
+        return len(self._rows)
 
     @property
     def hours(self) -> float:
@@ -85,10 +90,15 @@ class SpeechDataset:
         """Forgets the utterances at `indices`; those after them move up. Before any features are loaded."""
         assert not self._cache
         kept = [index for index in range(len(self)) if index not in indices]
-        self._cuts = [self._cuts[i] for i in kept]
+        self._rows = [self._rows[i] for i in kept]
         self.ids, self.texts = [self.ids[i] for i in kept], [self.texts[i] for i in kept]
         self.frames, self.spare = [self.frames[i] for i in kept], [self.spare[i] for i in kept]
         self.speakers = [self.speakers[i] for i in kept]
+
+    def cut(self, index: int) -> Any:
+        """Lhotse's cut, with its features, but without recording and transcript."""
+        manifest, row = self._rows[index]
+        return manifest.cut(row)
 
     def load(self, index: int, start: int = 0) -> Tensor:
         """Features (T, F) of one utterance from frame `start` on, T = `frames[index]`, normalised over these frames.
@@ -112,7 +122,7 @@ class SpeechDataset:
         key = (index, dtype)
         if key in self._cache:
             return self._cache[key].float()
-        features = make(read_frames(self._cuts[index], start, self.frames[index])).to(dtype)
+        features = make(read_frames(self.cut(index), start, self.frames[index])).to(dtype)
         size = features.numel() * features.element_size()
         if self.spare[index]:
             return features.float()

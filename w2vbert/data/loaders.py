@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -51,11 +52,11 @@ def group_by_seconds(order: Sequence[int], frames: Sequence[int], batch_seconds:
 def join_utterances(count: int, most: int, seed: int, epoch: int) -> list[list[int]]:
     """Puts each of `count` utterances into one group of 1 to `most`, at random: they will follow one another."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator).tolist()
     sizes = torch.randint(1, most + 1, (count,), generator=generator)
     groups = int(torch.searchsorted(sizes.cumsum(0), count)) + 1
-    ends = sizes.cumsum(0)[: groups - 1].tolist()
-    return [group.tolist() for group in order.tensor_split(ends) if len(group)]
+    ends = [0, *sizes.cumsum(0)[: groups - 1].tolist(), count]
+    return [order[begin:end] for begin, end in pairwise(ends) if begin < end]
 
 
 def draw_crops(spare: Sequence[int], seed: int, epoch: int) -> list[int]:

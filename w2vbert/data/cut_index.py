@@ -1,0 +1,125 @@
+"""What training needs of the cuts of a manifest, without an object in memory for each.
+
+A manifest of a million cuts takes Lhotse minutes and gigabytes to read. Its index is made once, from a stream, and
+lies beside it: lengths, ids, texts and speakers, which are read at each start, and a short record of each cut, which
+is read when its features are.
+"""
+
+import gzip
+import json
+import mmap
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2vbert.errors import UserError
+from w2vbert.files import atomic_dir, read_json, write_json
+from w2vbert.log import logger, progress
+from w2vbert.stages import MADE_AGAIN
+
+FORMAT = 1
+KEPT_BYTES = 2 * 2**20
+"""Smaller manifests (about 20 000 cuts) are read anew at each start, in a second."""
+
+_STRINGS = ("ids", "texts", "speakers")
+_RECORD_KEYS = ("id", "start", "duration", "channel", "features", "type")
+
+
+@dataclass(frozen=True)
+class CutIndex:
+    """The cuts of a manifest, in its order.
+
+    Attributes:
+        ids, texts, speakers: of each; "" where there is none.
+        frames: filterbank frames of each.
+        offsets: int64 (N + 1,), where in `records` each cut's JSON begins.
+        records: Lhotse's cuts as JSON, without recording and supervisions; in memory or in a mapped file.
+    """
+
+    ids: Sequence[str]
+    texts: Sequence[str]
+    speakers: Sequence[str]
+    frames: Sequence[int]
+    offsets: Sequence[int]
+    records: bytes | mmap.mmap
+
+    def cut(self, row: int) -> Any:
+        """Lhotse's cut at `row`, with its features."""
+        from lhotse import MonoCut
+
+        return MonoCut.from_dict(json.loads(self.records[self.offsets[row] : self.offsets[row + 1]]))
+
+
+def open_index(manifest: Path) -> CutIndex:
+    """The index of a manifest of cuts: the one beside it, or else a new one.
+
+    Raises:
+        UserError: the manifest is damaged, or has cuts without features.
+    """
+    stat = manifest.stat()
+    key = {"format": FORMAT, "size": stat.st_size, "changed": stat.st_mtime_ns}
+    folder = manifest.parent / MADE_AGAIN / manifest.name
+    if (folder / "key.json").is_file() and read_json(folder / "key.json") == key:
+        return _load(folder)
+    index = _build(manifest)
+    if stat.st_size >= KEPT_BYTES:
+        try:
+            with atomic_dir(folder) as partial:
+                _save(index, partial)
+                write_json(partial / "key.json", key)
+        except (OSError, UserError) as error:
+            logger.info(f"no index is kept beside {manifest}, so each start reads it anew ({error})")
+    return index
+
+
+def _build(manifest: Path) -> CutIndex:
+    from lhotse.utils import compute_num_frames
+
+    ids, texts, speakers = [], [], []
+    speaker_names: dict[str, str] = {}  # one object for each
+    frames, offsets, records = array("i"), array("q", [0]), bytearray()
+    for cut in progress(_read_lines(manifest), desc=f"reading {manifest.name}", unit="cuts"):
+        if cut.get("features") is None:
+            raise UserError(f"{manifest} holds {cut.get('id')} without features: make the features again")
+        features = cut["features"]
+        said = cut.get("supervisions") or [{}]
+        speaker = said[0].get("speaker") or ""
+        ids.append(cut["id"])
+        texts.append(said[0].get("text") or "")
+        speakers.append(speaker_names.setdefault(speaker, speaker))
+        frames.append(compute_num_frames(cut["duration"], features["frame_shift"], features["sampling_rate"]))
+        records += json.dumps({key: cut[key] for key in _RECORD_KEYS if key in cut}).encode()
+        offsets.append(len(records))
+    return CutIndex(ids, texts, speakers, frames.tolist(), offsets, bytes(records))
+
+
+def _read_lines(manifest: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with gzip.open(manifest, "rt", encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{manifest} is damaged ({error})") from error
+
+
+def _save(index: CutIndex, folder: Path) -> None:
+    for name in _STRINGS:
+        (folder / name).write_bytes("\0".join(getattr(index, name)).encode())
+    np.save(folder / "frames.npy", np.asarray(index.frames, dtype=np.int32))
+    np.save(folder / "offsets.npy", np.asarray(index.offsets, dtype=np.int64))
+    (folder / "records").write_bytes(index.records)
+
+
+def _load(folder: Path) -> CutIndex:
+    ids, texts, speakers = ((folder / name).read_bytes().decode().split("\0") for name in _STRINGS)
+    names: dict[str, str] = {}
+    speakers = [names.setdefault(speaker, speaker) for speaker in speakers]
+    frames = np.load(folder / "frames.npy").tolist()
+    with (folder / "records").open("rb") as file:
+        records = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return CutIndex(ids, texts, speakers, frames, np.load(folder / "offsets.npy", mmap_mode="r"), records)
