@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.models.tiny import noise
-from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, diversity_loss, perplexity
+from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, diversity_loss, entropy_gap, perplexity
 
 GROUPS, CODES, DIM, INPUT, FRAMES = 2, 7, 6, 5, 40
 
@@ -114,6 +114,18 @@ def test_diversity_gradient_evens_use_out_and_is_finite_at_collapse() -> None:
     far = torch.tensor([[500.0, 0.0, 0.0]], requires_grad=True)
     (grad,) = torch.autograd.grad(diversity_loss(far.softmax(-1)), far)
     assert grad.isfinite().all()
+
+
+def test_the_entropys_gradient_does_not_fade_with_the_perplexity() -> None:
+    """It is that of the diversity loss times V / perplexity: equal at even use, larger the fewer codes are in use."""
+    for scale in (0.01, 1.0, 5.0):
+        logits = (scale * noise(1, CODES)).requires_grad_()
+        probs = logits.softmax(-1)
+        fading, lasting = (torch.autograd.grad(f(logits.softmax(-1)), logits)[0] for f in (diversity_loss, entropy_gap))
+        torch.testing.assert_close(lasting, fading * CODES / float(perplexity(probs.detach())), rtol=1e-4, atol=1e-7)
+    assert abs(entropy_gap(torch.full((GROUPS, CODES), 1 / CODES))) < 1e-6
+    collapsed = F.one_hot(torch.tensor([3, 0]), CODES).float()
+    assert math.isclose(float(entropy_gap(collapsed)), math.log(CODES), rel_tol=1e-6)
 
 
 def test_perplexity_counts_codes_in_even_use() -> None:

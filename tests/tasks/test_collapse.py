@@ -40,7 +40,7 @@ def test_even_use_is_no_collapse_and_few_codes_are_one() -> None:
     assert find_collapse(sums([eighth[:-1] + [160]]), CONFIG) is None  # one code more than an eighth
     found = find_collapse(sums([FEW]), CONFIG)
     assert found is not None and "perplexity 5.5 of 64" in found and "31% of the masked frames" in found
-    assert "model.diversity_weight above 0.1" in found and "\n" not in found
+    assert "model.diversity_weight above 1" in found and "\n" not in found
 
 
 def test_one_collapsed_codebook_of_two_is_found() -> None:
@@ -63,7 +63,7 @@ def test_too_few_frames_say_nothing() -> None:
 @pytest.mark.parametrize(
     ("config", "remedy"),
     [
-        (replace(CONFIG, diversity="perplexity"), "try model.diversity=entropy, model.diversity_weight above 0.1"),
+        (replace(CONFIG, diversity="perplexity"), "try model.diversity=entropy, model.diversity_weight above 1"),
         (
             replace(CONFIG, encoder=replace(ENCODER, contrastive_blocks=0), objective="no-contrastive"),
             "try model.objective=w2v-bert",

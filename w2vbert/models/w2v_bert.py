@@ -45,7 +45,8 @@ class W2vBertConfig:
         diversity: what pushes towards even use of the codes. `perplexity`: the paper's L_d. `entropy`: log V minus the
             entropy, in nats. Deviation: the gradient of L_d is that of the entropy times perplexity / V, so it fades
             when it is needed; codes then collapse on real speech (docs/collapse.md).
-        diversity_weight: alpha (0.1: paper).
+        diversity_weight: alpha. The paper has 0.1, with `perplexity`; 1 with `entropy` kept the codes in use on real
+            speech with three seeds (docs/collapse.md).
         masked_prediction_weight: gamma, of L_m (1: paper).
     """
 
@@ -59,7 +60,7 @@ class W2vBertConfig:
     contrastive_temperature: float = 0.1
     contrastive_weight: float = 1.0
     diversity: Literal["entropy", "perplexity"] = "entropy"
-    diversity_weight: float = 0.1
+    diversity_weight: float = 1.0
     masked_prediction_weight: float = 1.0
 
     def __post_init__(self) -> None:
