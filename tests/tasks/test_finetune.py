@@ -216,8 +216,11 @@ def test_empty_and_too_long_transcripts_are_named_counted_and_harmless(
     run(base[0], data, *base[2:], *more, "--set", "train.max_steps=6")
     named = [m for m in caplog.messages if "more word pieces than encoder frames and are left out" in m]
     assert named == [named[0]] and named[0].endswith(": 11-7-0002, 12-7-0002, 13-7-0001")
-    card = read_json(tmp_path / "out" / "model.json")
-    assert card["left_out"]["more_pieces_than_frames"] == ["11-7-0002", "12-7-0002", "13-7-0001"]
+    assert read_json(tmp_path / "out" / "left_out.json") == ["11-7-0002", "12-7-0002", "13-7-0001"]
+    assert read_json(tmp_path / "out" / "model.json")["left_out"] == {
+        "more_pieces_than_frames": 3,
+        "times_without_finite_loss": 0,
+    }
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert all(0.0 < line["pruned_loss"] < 100.0 for line in lines if line["split"] == "train")
     assert not any(line.get("skipped_steps") for line in lines)

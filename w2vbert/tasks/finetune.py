@@ -20,7 +20,7 @@ from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.scoring import score_pairs
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
-from w2vbert.files import read_json
+from w2vbert.files import read_json, write_json
 from w2vbert.log import logger
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
@@ -35,6 +35,9 @@ from w2vbert.training.task import StepOutput
 from w2vbert.training.trainer import TrainConfig, Trainer
 
 SCRATCH = "scratch"
+LEFT_OUT_FILE = "left_out.json"
+"""Ids of utterances that were left out before training: more word pieces than encoder frames."""
+
 PANELS = (
     Panel("loss (nats a frame)", ("pruned_loss", "simple_loss", "ctc_loss"), log=True),
     Panel("WER on dev, greedy (%)", ("wer", "ctc_wer")),
@@ -272,6 +275,8 @@ def finetune(
     encoder_frames = model.config.encoder.subsampling.output_lengths
     crowded = leave_out_crowded(train, pieces, encoder_frames, config.loss.rnnt_type)
     world = prepare_run(step, config.train, force)
+    if crowded and world.is_first:
+        write_json(out / LEFT_OUT_FILE, crowded)
     logger.info(f"fine-tuning from {init} on {train.hours:.2f} h, {len(train)} utterances")
     join, workers = config.join_utterances, config.train.loader_workers
     batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode, join, noise, workers)
@@ -282,12 +287,16 @@ def finetune(
     shutil.copytree(tokenizer, out / "tokenizer", ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True)
     shutil.copyfile(data / FEATURES_FILE, out / FEATURES_FILE)
     save_config(model.config, out / "model.yaml")
+    details = {"tokenizer": pieces.digest, "left_out": _count_left_out(out, crowded)}
+    finish_run(step, "transducer", result, _read_history(init, pseudo), details)
+
+
+def _count_left_out(out: Path, crowded: Sequence[str]) -> dict[str, int]:
+    """How many utterances the finished run in `out` left out, and why, for its card."""
     unusable = sum(int(line.get("unusable_utterances", 0)) for line in read_metrics(out))
     if unusable:
         logger.warning(f"{out}: {unusable} times an utterance without a finite loss was left out, repetitions counted")
-    left_out = {"more_pieces_than_frames": crowded, "times_without_finite_loss": unusable}
-    details = {"tokenizer": pieces.digest, "left_out": left_out}
-    finish_run(step, "transducer", result, _read_history(init, pseudo), details)
+    return {"more_pieces_than_frames": len(crowded), "times_without_finite_loss": unusable}
 
 
 def _read_history(init: str, pseudo: Path | None) -> dict[str, Any]:
