@@ -272,7 +272,8 @@ def test_failure_ends_what_runs_beside_it(recipe: Recipe, failing: str) -> None:
     result = recipe.run("--nj", "2", "--stage", "4")
     assert result.returncode == 5 and time.monotonic() - began < 20
     assert len(recipe.calls()) == 2
-    assert f"[{failing}] error: no luck\n" in result.stderr and f"[{failing}] failed in stage 4 with exit code 5" in result.stderr
+    assert f"[{failing}] error: no luck\n" in result.stderr
+    assert f"[{failing}] failed in stage 4 with exit code 5" in result.stderr
     assert result.stderr.splitlines()[-1].endswith("stopped in stage 4 with exit code 5")
     assert not any(is_alive(process) for process in hanging(recipe, 1))
 

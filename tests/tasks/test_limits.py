@@ -6,6 +6,7 @@ from w2vbert.tasks.decode import DecodeConfig
 from w2vbert.tasks.finetune import FinetuneConfig
 from w2vbert.tasks.pretrain import PretrainConfig
 from w2vbert.tasks.self_train import PseudoLabelConfig
+from w2vbert.training.trainer import TrainConfig
 
 
 @pytest.mark.parametrize("config", [DecodeConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig])
@@ -21,3 +22,9 @@ def test_batches_without_room_for_an_utterance(config: type, key: str) -> None:
 def test_utterances_that_join_none(config: type) -> None:
     with pytest.raises(ValueError, match="join_utterances at least 1"):
         config(join_utterances=0)
+
+
+@pytest.mark.parametrize("values", [{"seed": -1}, {"seed": 2**32}, {"threads": 10**6}])
+def test_numbers_that_torch_would_stumble_over(values: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="threads must be at most 1024, and seed lie in"):
+        TrainConfig(**values)

@@ -103,8 +103,9 @@ def test_rows_that_cannot_be_compared_are_refused(rows: list[str], tmp_path: Pat
         (tmp_path, "holds no wer.json"),
     ):
         assert message in fails("report", tmp_path / "R.md", *rows, "--row", f"c={folder}")
-    write_json(tmp_path / "c" / "wer.json", ["foreign"])
-    assert "was not written by" in fails("report", tmp_path / "R.md", *rows, "--row", f"c={tmp_path / 'c'}")
+    for foreign in (["foreign"], {"splits": 3, "history": {}}, {"splits": {"dev": 1}, "history": {}}, {"splits": {}}):
+        write_json(tmp_path / "c" / "wer.json", foreign)
+        assert "was not written by" in fails("report", tmp_path / "R.md", *rows, "--row", f"c={tmp_path / 'c'}")
     (tmp_path / "c" / "wer.json").write_text("{")
     assert "is damaged" in fails("report", tmp_path / "R.md", *rows, "--row", f"c={tmp_path / 'c'}")
     assert "missing option '--row'" in fails("report", tmp_path / "R.md")

@@ -50,8 +50,8 @@ class FeatureConfig:
             raise ValueError("num_mel_bins must be at least 1")
         if not 1000 <= self.sampling_rate_hz <= 384_000:
             raise ValueError(f"sampling_rate_hz must lie in [1000, 384000], not {self.sampling_rate_hz}")
-        if not 0 < self.frame_shift_seconds <= self.frame_length_seconds:
-            raise ValueError("0 < frame_shift_seconds <= frame_length_seconds must hold")
+        if not 0.001 <= self.frame_shift_seconds <= self.frame_length_seconds <= 1.0:
+            raise ValueError("0.001 <= frame_shift_seconds <= frame_length_seconds <= 1 must hold")
         if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate_hz / 2:
             raise ValueError("0 <= low_hz < high_hz <= sampling_rate_hz / 2 must hold")
         if self.num_mel_bins > self._most_mel_bins():

@@ -50,7 +50,8 @@ def _read_result(folder: Path) -> dict[str, Any]:
     if not (folder / "wer.json").is_file():
         raise UserError(f"{folder} holds no wer.json: give a folder that `w2vbert decode --data ... --out` wrote")
     result = read_json(folder / "wer.json")
-    if not isinstance(result, dict) or not result.keys() >= {"splits", "history"}:
+    parts = [result.get(key) for key in ("splits", "history")] if isinstance(result, dict) else [None]
+    if not all(isinstance(part, dict) and all(isinstance(x, dict) for x in part.values()) for part in parts):
         raise UserError(f"{folder / 'wer.json'} was not written by `w2vbert decode`")
     return result
 

@@ -231,7 +231,7 @@ def read_model_card(folder: Path, *kinds: str) -> dict[str, Any]:
         unfinished += f"; the model before it is {old}" if (old / "model.json").is_file() else ""
         raise UserError(f"{folder} is not a model folder: it has no model.json{unfinished}")
     card = read_json(folder / "model.json")
-    if not isinstance(card, dict) or "kind" not in card or card.get("format", FORMAT + 1) > FORMAT:
+    if not isinstance(card, dict) or "kind" not in card or card.get("format") not in range(1, FORMAT + 1):
         raise UserError(f"{folder / 'model.json'} was written by another program or a newer version")
     if card["kind"] not in kinds:
         raise UserError(f"{folder} holds a {card['kind']} model, but a {' or '.join(kinds)} model is needed here")

@@ -72,6 +72,8 @@ class TrainConfig:
             raise ValueError(f"clip_norm must be positive, not {self.clip_norm}")
         if min(self.threads, self.loader_workers, self.patience, self.update_seconds) < 0:
             raise ValueError("threads, loader_workers, patience and update_seconds must be at least 0")
+        if self.threads > 1024 or not 0 <= self.seed < 2**32:
+            raise ValueError("threads must be at most 1024, and seed lie in [0, 2^32)")
         if self.update_seconds and self.accumulate > 1:
             raise ValueError("accumulate and update_seconds both say how large an update is: leave one out")
         if self.hang_seconds < 10.0:
