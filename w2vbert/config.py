@@ -47,6 +47,18 @@ def load_config(cls: type[T], path: Path | None = None, overrides: Sequence[str]
     return config
 
 
+def top_level_keys(path: Path | None, overrides: Sequence[str]) -> list[str]:
+    """Keys of a YAML file and of overrides, outermost ones only, whatever they belong to.
+
+    Raises:
+        UserError: the file or an override cannot be read.
+    """
+    tree = _read_yaml(path) if path is not None else {}
+    for override in overrides:
+        _apply_override(tree, override)
+    return [str(key) for key in tree]
+
+
 def to_dict(config: object) -> dict[str, Any]:
     """A config dataclass as nested dicts, lists and scalars, fit for YAML and JSON."""
     assert dataclasses.is_dataclass(config) and not isinstance(config, type)

@@ -1,17 +1,28 @@
-"""What a folder made by w2vbert holds, and what a config gives."""
+"""What a folder made by w2vbert holds, and what a config of pre-training or fine-tuning gives."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from w2vbert.config import load_config, to_dict
+from w2vbert.config import load_config, to_dict, top_level_keys
 from w2vbert.errors import UserError
 from w2vbert.files import read_json
 from w2vbert.stages import STAMP
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from w2vbert.models.costs import Flops
+    from w2vbert.models.encoder import EncoderConfig
+    from w2vbert.tasks.finetune import FinetuneConfig
+    from w2vbert.tasks.pretrain import PretrainConfig
+
+VOCAB_SIZE = 1024
+"""Word pieces of a fine-tuning config's model, as in the paper; in training the tokenizer tells them."""
+
 
 def describe(target: Path | None, config_path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Facts about a folder (what step made it, when, from what) or about the model of a pre-training config.
+    """Facts about a folder (what step made it, when, from what) or about the model of a config.
 
     Raises:
         UserError: neither or both are given, the folder was not made by w2vbert, or the config is not valid.
@@ -22,6 +33,8 @@ def describe(target: Path | None, config_path: Path | None, overrides: Sequence[
 
 
 def _describe_folder(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: for a config write `w2vbert info --config {folder}`")
     if not folder.is_dir():
         raise UserError(f"folder {folder} does not exist")
     if not (folder / STAMP).is_file():
@@ -50,29 +63,106 @@ def _count_stored(weights: Path) -> int:
         raise UserError(f"{weights} is damaged or no safetensors file ({error})") from error
 
 
-def _describe_config(config_path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    import torch
+def _describe_config(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    from dataclasses import fields
 
-    from w2vbert.models.objectives import make_pretraining_model
+    from w2vbert.tasks.finetune import FinetuneConfig
     from w2vbert.tasks.pretrain import PretrainConfig
 
-    config = load_config(PretrainConfig, config_path, overrides)
+    keys = set(top_level_keys(path, overrides))
+    pretraining, finetuning = ({field.name for field in fields(kind)} for kind in (PretrainConfig, FinetuneConfig))
+    if path is not None and keys and not keys & (pretraining | finetuning):
+        raise UserError(f"{path} is neither a pre-training nor a fine-tuning config: it has {', '.join(sorted(keys))}")
+    if len(keys & finetuning) > len(keys & pretraining):
+        return _describe_finetuning(load_config(FinetuneConfig, path, overrides))
+    return _describe_pretraining(load_config(PretrainConfig, path, overrides))
+
+
+def _describe_pretraining(config: "PretrainConfig") -> dict[str, Any]:
+    import torch
+
+    from w2vbert.models.costs import pretraining_flops
+    from w2vbert.models.objectives import make_pretraining_model
+    from w2vbert.tasks.paper import compare_with_paper
+
     with torch.device("meta"):
         model = make_pretraining_model(config.model)
-    encoder = model.encoder
-    parts = {
-        "feature_encoder": encoder.feature_encoder,
-        "input_linear": encoder.input_linear,
-        "contrastive_blocks": encoder.contrastive_blocks,
-        "masked_blocks": encoder.masked_blocks,
-        "quantizer": model.quantizer,
-        "context_linear": getattr(model, "context_linear", None),
-        "code_linear": model.code_linear,
-    }
-    by_part = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+    settings = to_dict(config)
+    deviations, unknowns = compare_with_paper(settings)
+    flops = pretraining_flops(config.model, _count_frames(config.max_seconds))
     return {
-        "parameters": sum(by_part.values()),
-        "parameters_by_part": by_part,
-        "frames_per_second": 100 / config.model.encoder.subsampling.stride,
+        "kind": "pre-training",
+        **_count_parameters(model),
+        **_count_costs(config.model.encoder, flops, config.max_seconds),
+        "deviations_from_the_paper": deviations,
+        "unknown_in_the_paper": unknowns,
+        "config": settings,
+    }
+
+
+def _describe_finetuning(config: "FinetuneConfig") -> dict[str, Any]:
+    import torch
+
+    from w2vbert.models.costs import transducer_flops
+    from w2vbert.models.transducer import Transducer
+
+    if config.encoder is None:
+        raise UserError(
+            "the key encoder is left out, so the encoder is that of --init: describe that folder, or name it"
+        )
+    model_config = config.transducer(config.encoder, VOCAB_SIZE)
+    with torch.device("meta"):
+        model = Transducer(model_config)
+    flops = transducer_flops(model_config, _count_frames(config.max_seconds), config.loss.prune_range)
+    return {
+        "kind": "fine-tuning",
+        "vocab_size": VOCAB_SIZE,
+        **_count_parameters(model),
+        **_count_costs(config.encoder, flops, config.max_seconds),
         "config": to_dict(config),
+    }
+
+
+def _count_frames(seconds: float) -> int:
+    from w2vbert.data.batches import FRAMES_PER_SECOND
+
+    return round(seconds * FRAMES_PER_SECOND)
+
+
+def _count_parameters(model: "nn.Module") -> dict[str, Any]:
+    from w2vbert.models.costs import STATE_BYTES_PER_PARAMETER
+
+    parts = [part for part in model.named_children() if part[0] != "encoder"]
+    by_part = {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in [*model.get_submodule("encoder").named_children(), *parts]
+    }
+    total = sum(by_part.values())
+    return {
+        "parameters": total,
+        "parameters_of_blocks": by_part["contrastive_blocks"] + by_part["masked_blocks"],
+        "parameters_by_part": {name: count for name, count in by_part.items() if count},
+        "weight_and_optimizer_bytes": STATE_BYTES_PER_PARAMETER * total,
+    }
+
+
+def _count_costs(encoder: "EncoderConfig", flops: "Flops", seconds: float) -> dict[str, Any]:
+    """What a second of audio costs, in utterances of `seconds`: attention costs more in longer ones."""
+    import torch
+
+    from w2vbert.models.costs import encoder_activation_bytes
+
+    frames = _count_frames(seconds)
+    kept = {
+        name: round(encoder_activation_bytes(encoder, frames, dtype) / seconds)
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    }
+    return {
+        "frames_per_second": _count_frames(1.0) / encoder.subsampling.stride,
+        "seconds_of_an_utterance": seconds,
+        "flops_per_second": {
+            "forward": round(flops.forward / seconds),
+            "forward_and_backward": round(flops.total / seconds),
+        },
+        "activation_bytes_per_second": kept,
     }
