@@ -73,28 +73,41 @@ def contrastive_loss(
     Returns:
         ContrastiveLoss. Frames without any usable distractor take no part.
     """
-    max_count = context.shape[1]
-    context = F.normalize(context.float(), dim=-1)
-    targets = F.normalize(targets.float(), dim=-1)
-    frames = torch.arange(max_count, device=context.device)
-    valid = frames < counts[:, None]  # (B, M)
+    context, targets = context.float(), targets.float()
+    scale, target_scale = _inverse_norms(context) / temperature, _inverse_norms(targets)  # (B, M)
+    frames = torch.arange(context.shape[1], device=context.device)
     with torch.autocast(context.device.type, enabled=False):
-        cosines = context @ targets.transpose(1, 2) / temperature  # (B, M, M)
-    same_code = (codes[:, :, None] == codes[:, None]).all(-1)  # (B, M, M)
-    unusable = same_code | ~valid[:, None]
-    positive = cosines.diagonal(dim1=1, dim2=2)[..., None]  # (B, M, 1)
+        products = context @ targets.transpose(1, 2)  # (B, M, M)
     if distractors is None:
-        negatives = cosines
+        unusable = (codes[:, :, None] == codes[:, None]).all(-1) | (frames >= counts[:, None])[:, None]  # (B, M, M)
+        own, shown = frames, ~unusable | torch.eye(len(frames), dtype=torch.bool, device=context.device)
+        logits = products * scale[..., None] * target_scale[:, None]
+        positive = logits.diagonal(dim1=1, dim2=2)  # (B, M)
     else:
-        negatives, unusable = cosines.gather(2, distractors), unusable.gather(2, distractors)  # (B, M, K)
-    negatives = negatives.masked_fill(unusable, -torch.inf)
+        same_code = (_frames_of(codes, distractors) == codes[:, :, None]).all(-1)  # (B, M, K)
+        unusable = same_code | (distractors >= counts[:, None, None])
+        own, shown = torch.zeros_like(frames), F.pad(~unusable, (1, 0), value=True)  # (B, M, 1 + K)
+        index = torch.cat([frames[:, None].expand(*scale.shape, 1), distractors], dim=2)  # (B, M, 1 + K)
+        logits = products.gather(2, index) * scale[..., None] * _frames_of(target_scale[..., None], index)[..., 0]
+        positive = logits[..., 0]
+    logits = logits.masked_fill(~shown, -torch.inf)
     usable = (~unusable).sum(-1)  # (B, M)
-    taking_part = valid & (usable > 0)
-    logits = torch.cat([positive, negatives], dim=2)  # (B, M, 1 + K)
-    loss = logits.logsumexp(2) - positive.squeeze(2)  # (B, M)
+    taking_part = (frames < counts[:, None]) & (usable > 0)
+    loss = logits.logsumexp(2) - positive  # (B, M)
     return ContrastiveLoss(
         loss=loss.masked_fill(~taking_part, 0.0).sum(),
-        correct=((logits.argmax(2) == 0) & taking_part).sum(),
+        correct=((logits.argmax(2) == own) & taking_part).sum(),
         count=taking_part.sum(),
         chance=(1.0 / (1.0 + usable)).masked_fill(~taking_part, 0.0).sum(),
     )
+
+
+def _inverse_norms(x: Tensor) -> Tensor:
+    """1 / |x| over the last dimension. Lengths stay out of the vectors: they scale products, of which there are few."""
+    return 1.0 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+
+
+def _frames_of(x: Tensor, index: Tensor) -> Tensor:
+    """Frames `index` (B, M, K) of `x` (B, M, G) -> (B, M, K, G)."""
+    flat = index.flatten(1)[..., None].expand(-1, -1, x.shape[2])  # (B, M K, G)
+    return x.gather(1, flat).view(*index.shape, x.shape[2])
