@@ -184,7 +184,7 @@ def test_errors_leave_nothing(
     for init, message in (
         (tmp_path / "nowhere", "no such file or folder"),
         (tmp_path / "empty", "is not a model folder: it has no model.json"),
-        (prepared.model, "holds a transducer model, but a w2v-bert model is needed"),
+        (prepared.model, "holds a transducer model, but a w2v-bert or encoder model is needed"),
     ):
         assert message in fails(*start(prepared, tmp_path / "out", config, init))
     deeper = ("--set", "encoder.contrastive_blocks=2")
