@@ -102,10 +102,10 @@ def pretraining_flops(config: W2vBertConfig, frames: int) -> Flops:
     masked = expected_mask_share(config) * count_frames(encoder, frames)
     flops = encoder_flops(encoder, frames)
     if config.objective == "best-rq":
-        targets = config.random_projection
+        frozen = config.random_projection
         inputs = encoder.subsampling.stride * encoder.subsampling.num_mel_bins
-        forward = product(masked, targets.dim, targets.codebooks * (inputs + targets.codes)).forward
-        return flops + Flops(forward, 0.0) + product(masked, dim, targets.codebooks * targets.codes)
+        forward = product(masked, frozen.dim, frozen.codebooks * (inputs + frozen.codes)).forward
+        return flops + Flops(forward, 0.0) + product(masked, dim, frozen.codebooks * frozen.codes)
     targets = config.quantizer
     flops += product(masked, encoder.subsampling.output_dim, targets.codebooks * targets.codes)
     if config.objective != "no-contrastive":

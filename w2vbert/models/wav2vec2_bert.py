@@ -138,9 +138,13 @@ def convert_weights(weights: Mapping[str, Tensor], config: EncoderConfig) -> tup
 def _convert_block(source: "_Source", layer: str, config: ConformerConfig) -> dict[str, Tensor]:
     """The weights of one block by our names."""
     dim, inner = config.dim, config.feed_forward_dim
-    shapes = {"ff1.linear_in": (inner, dim), "ff1.linear_out": (dim, inner), "attention.out": (dim, dim)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "ff1.linear_in": (inner, dim),
+        "ff1.linear_out": (dim, inner),
+        "attention.out": (dim, dim),
+    }
     shapes |= {"ff2.linear_in": (inner, dim), "ff2.linear_out": (dim, inner)}
-    shapes |= {"convolution.depthwise": (dim, 1, config.kernel)}
+    shapes |= {"attention.out": (dim, dim), "convolution.depthwise": (dim, 1, config.kernel)}
     shapes |= {"convolution.pointwise_in": (2 * dim, dim, 1), "convolution.pointwise_out": (dim, dim, 1)}
     weights = {}
     for ours, theirs in _BLOCK.items():
