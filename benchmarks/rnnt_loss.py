@@ -1,12 +1,11 @@
 """Pruned RNN-T loss against the loss over the full lattice: time and memory of one training step of the joiner.
 
-    python -m benchmarks.rnnt_loss [--quick] [--device cuda] [--rounds N]
+    python -m benchmarks.rnnt_loss [--quick] [--device cuda] [--rounds N] [--json]
 
 A step is forward and backward from the scores of encoder and prediction network: smoothed loss, ranges, joiner and
-pruned loss; against it torchaudio's loss on the full lattice with the same joiner, the step with k2's own functions
-where k2 is installed, the joiner alone and the two recursions alone. On a CPU one pinned thread works and its own time
-is counted, so that other processes hardly disturb. The variants take turns; each gets one JSON row, and the ratios of
-the last row are medians over the rounds.
+pruned loss. Against it: torchaudio's loss on the full lattice with the same joiner; the step with k2's own functions,
+where k2 is installed; and, as shares of it, the joiner and the two recursions alone. The full lattice of the whole
+batch needs 9 GB, so it is that of `--full-utterances` of its equally long utterances, times as many as there are.
 
 Letters: B batch, T frames, S symbols, V vocabulary, J joiner dimension, r kept positions a frame.
 """
@@ -14,20 +13,18 @@ Letters: B batch, T frames, S symbols, V vocabulary, J joiner dimension, r kept 
 import argparse
 import ctypes
 import importlib
-import importlib.util
-import json
-import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+import torchaudio
 from torch import Tensor, nn
 
+from benchmarks.timing import Row, alternate, median_ratio, milliseconds, pin_to_one_thread
 from w2vbert.ops import rnnt_loss as native
 from w2vbert.ops.rnnt_recursion import mutual_information_recursion
 
@@ -82,17 +79,18 @@ class Step:
         with torch.no_grad():
             px, py, _ = native._additive_arcs(self.lm, self.am, self.symbols, 0, self.boundary, (0.0, 0.0))
             px = native._finish_px(px, py, self.boundary, "regular", 0.0)
-            _, grads = mutual_information_recursion(px, py, self.boundary, True, "native")
-        return native.get_rnnt_prune_ranges(*grads, self.boundary, self.sizes.s_range), px, py
+            _, (px_grad, py_grad) = mutual_information_recursion(px, py, self.boundary, True, "native")
+        return native.get_rnnt_prune_ranges(px_grad, py_grad, self.boundary, self.sizes.s_range), px, py
 
-    def clear(self) -> None:
+    def _clear(self) -> None:
         """Drops the gradients of the last run."""
         for leaf in (self.am, self.lm, self.encoder, self.predictor, *self.linear.parameters()):
             leaf.grad = None
 
-    def pruned(self, losses: ModuleType) -> float:
-        """The step with the functions of `losses`: this project's (native backend), or k2's. Returns the loss."""
-        options = {"backend": "native"} if losses is native else {}
+    def pruned(self, losses: ModuleType) -> None:
+        """The step with the functions of `losses`: this project's (native backend), or k2's."""
+        self._clear()
+        options: dict[str, Any] = {"backend": "native"} if losses is native else {}
         simple, grads = losses.rnnt_loss_smoothed(
             self.lm,
             self.am,
@@ -109,93 +107,65 @@ class Step:
         logits = self.joiner(*losses.do_rnnt_pruning(self.encoder, self.predictor, ranges))
         pruned = losses.rnnt_loss_pruned(logits, self.symbols, ranges, 0, self.boundary, reduction="sum", **options)
         del logits  # as in training, where no name keeps it
-        loss = 0.5 * simple + pruned
-        loss.backward()
-        return float(loss.detach())
+        (0.5 * simple + pruned).backward()
 
     def joiner(self, encoder: Tensor, predictor: Tensor) -> Tensor:
         """(..., J) and (..., J), which broadcast -> logits (..., V)."""
         return self.linear(torch.tanh(encoder + predictor))
 
-    def joiner_alone(self) -> float:
+    def joiner_alone(self) -> None:
         """The joiner on the kept positions, with a gradient of ones."""
+        self._clear()
         logits = self.joiner(*native.do_rnnt_pruning(self.encoder, self.predictor, self.ranges))
         logits.backward(torch.ones_like(logits))
-        return 0.0
 
-    def recursions(self) -> float:
+    def recursions(self) -> None:
         """Both recursions, forward and backward, from their arcs."""
         px, py = self.px.requires_grad_(), self.py.requires_grad_()
-        scores = [mutual_information_recursion(px, py, self.boundary, backend="native") for _ in range(2)]
-        total = sum(score.sum() for score in scores if isinstance(score, Tensor))
-        assert isinstance(total, Tensor)
-        torch.autograd.grad(total, (px, py))
-        return float(total.detach())
+        for _ in range(2):
+            scores = mutual_information_recursion(px, py, self.boundary, backend="native")
+            assert isinstance(scores, Tensor)
+            torch.autograd.grad(scores.sum(), (px, py))
 
-    def full(self, together: int) -> float:
-        """torchaudio's loss on the full lattice of `together` utterances at a time, with the same joiner."""
-        functional = importlib.import_module("torchaudio").functional
-        total = 0.0
-        for encoder, predictor, symbols, boundary in zip(
-            *(part.split(together) for part in (self.encoder, self.predictor, self.symbols, self.boundary)), strict=True
-        ):
-            logits = self.joiner(encoder.unsqueeze(2), predictor.unsqueeze(1))  # (together, T, S+1, V)
-            lengths = boundary[:, 3].int(), boundary[:, 2].int()
-            loss = functional.rnnt_loss(logits, symbols.int(), *lengths, blank=0, reduction="sum")
-            del logits
-            loss.backward()
-            total += float(loss.detach())
-        return total
+    def full(self, together: int) -> None:
+        """torchaudio's loss on the full lattice of the first `together` utterances, with the same joiner."""
+        self._clear()
+        encoder, predictor, symbols = self.encoder[:together], self.predictor[:together], self.symbols[:together].int()
+        logits = self.joiner(encoder.unsqueeze(2), predictor.unsqueeze(1))  # (together, T, S+1, V)
+        lengths = self.boundary[:together, 3].int(), self.boundary[:together, 2].int()
+        loss = torchaudio.functional.rnnt_loss(logits, symbols, *lengths, blank=0, reduction="sum")
+        del logits
+        loss.backward()
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one run costs: seconds, the growth of memory at its peak in MB (None where unknown), and its loss."""
-
-    seconds: float
-    peak_mb: float | None
-    loss: float
-
-
-def measure(step: Step, run: Callable[[], float], device: torch.device) -> Cost:
-    """Runs once, from memory given back to the system."""
-    step.clear()
+def peak_mb(run: Callable[[], object], device: torch.device) -> float | None:
+    """Growth of memory at the peak of one run, in MB: of the GPU, or resident in the process (Linux; else None)."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        start = time.perf_counter()
-        loss = run()
+        run()
         torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        return Cost(seconds, (torch.cuda.max_memory_allocated() - before) / 1e6, loss)
-    resident = _restart_peak()
-    start = time.process_time()
-    loss = run()
-    seconds = time.process_time() - start
-    peak = None if resident is None else (_status("VmHWM") - resident) / 1e3
-    return Cost(seconds, peak, loss)
-
-
-def _restart_peak() -> int | None:
-    """Lets the process's peak of resident memory begin anew (Linux); returns what is resident now, in kB."""
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        return _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     except (AttributeError, OSError):
         return None
+    before = _resident_kb("VmRSS")
+    run()
+    return (_resident_kb("VmHWM") - before) / 1e3
 
 
-def _status(key: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(f"{key}:"))
+def _resident_kb(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-def variants(step: Step, together: int) -> dict[str, Callable[[], float]]:
-    """What is compared, by name; k2 where it is installed."""
-    found: dict[str, Callable[[], float]] = {
+def compare(sizes: Sizes, device: torch.device, rounds: int, together: int) -> list[Row]:
+    """All rows. `together`: utterances of the full lattice at a time, which must divide the batch."""
+    step = Step(sizes, device)
+    runs: dict[str, Callable[[], None]] = {
         "pruned": lambda: step.pruned(native),
         "joiner": step.joiner_alone,
         "recursions": step.recursions,
@@ -203,34 +173,27 @@ def variants(step: Step, together: int) -> dict[str, Callable[[], float]]:
     }
     if native.backend_reason().startswith("k2"):
         k2 = importlib.import_module("k2")
-        found["k2"] = lambda: step.pruned(k2)
-    return found
-
-
-def summary(costs: dict[str, list[Cost]], together: int, batch: int) -> dict[str, Any]:
-    """Ratios to the pruned step. The memory of the full lattice is that of one pass times the number of passes."""
-
-    def time_ratio(over: str, under: str) -> float:
-        pairs = zip(costs[over], costs[under], strict=True)
-        return round(statistics.median(one.seconds / other.seconds for one, other in pairs), 4)
-
-    def peak(name: str) -> float:
-        return max((cost.peak_mb or 0.0 for cost in costs[name]), default=0.0)
-
-    row: dict[str, Any] = {
-        "row": "ratios",
-        "full_over_pruned_seconds": time_ratio("full", "pruned"),
-        "recursions_share": time_ratio("recursions", "pruned"),
-        "joiner_share": time_ratio("joiner", "pruned"),
-    }
-    passes = -(-batch // together)
-    if peak("full"):
-        row |= {"full_passes": passes, "pruned_over_full_peak": round(peak("pruned") / (peak("full") * passes), 4)}
-    if "k2" in costs:
-        row["pruned_over_k2_seconds"] = time_ratio("pruned", "k2")
-        if peak("k2"):
-            row["pruned_over_k2_peak"] = round(peak("pruned") / peak("k2"), 4)
-    return row
+        runs["k2"] = lambda: step.pruned(k2)
+    peaks = {name: peak_mb(run, device) for name, run in runs.items()}
+    times = sizes.batch // together
+    seconds = alternate(runs, rounds)
+    speed, details = times * median_ratio(seconds, "full", "pruned"), milliseconds(seconds)
+    rows = [Row("rnnt-loss/full-lattice-time", speed, 15.0, True, {**details, "full_times": float(times)})]
+    pruned, full = peaks["pruned"], peaks["full"]
+    megabytes = {f"{name}_mb": peak for name, peak in peaks.items() if peak is not None}
+    if pruned is not None and full:
+        ratio = pruned / (times * full)
+        rows.append(
+            Row("rnnt-loss/full-lattice-memory", ratio, 1 / 6, False, {**megabytes, "full_times": float(times)})
+        )
+    share = median_ratio(seconds, "recursions", "pruned")
+    joiner = {"joiner_share": median_ratio(seconds, "joiner", "pruned")}
+    rows.append(Row("rnnt-loss/recursions-share", share, 0.04, False, joiner))
+    if "k2" in runs:
+        rows.append(Row("rnnt-loss/k2-time", median_ratio(seconds, "pruned", "k2"), 1.05, False))
+        if pruned is not None and peaks["k2"]:
+            rows.append(Row("rnnt-loss/k2-memory", pruned / peaks["k2"], 1.0, False))
+    return rows
 
 
 def main() -> None:
@@ -238,32 +201,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--full-utterances", type=int, default=1, help="utterances of the full lattice at a time")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--full-utterances", type=int, default=1, metavar="N", help="must divide the batch")
     parser.add_argument("--scale", type=float, default=1.0, help="standard deviation of the additive joiner's scores")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", module="torchaudio")
-    device = torch.device(arguments.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sizes = QUICK if arguments.quick else Sizes(scale=arguments.scale)
-    step = Step(sizes, device)
-    together = min(arguments.full_utterances, sizes.batch)
-    runs = variants(step, together)
-    measure(step, runs["pruned"], device)  # warm: libraries loaded, kernels compiled
-    costs: dict[str, list[Cost]] = {name: [] for name in runs}
-    for _ in range(arguments.rounds):
-        for name, run in runs.items():
-            costs[name].append(measure(step, run, device))
-    clock = "wall" if device.type == "cuda" else "CPU"
-    print(json.dumps({"row": "set-up", **asdict(sizes), "device": device.type, "clock": clock}))
-    for name, measured in costs.items():
-        seconds, peaks = [cost.seconds for cost in measured], [cost.peak_mb for cost in measured if cost.peak_mb]
-        row = {"row": name, "seconds": round(statistics.median(seconds), 4), "least_seconds": round(min(seconds), 4)}
-        print(json.dumps({**row, "peak_mb": round(max(peaks), 1) if peaks else None, "loss": measured[0].loss}))
-    print(json.dumps(summary(costs, together, sizes.batch)))
+    if sizes.batch % arguments.full_utterances:
+        parser.error(f"--full-utterances must divide the batch of {sizes.batch}, not be {arguments.full_utterances}")
+    if arguments.device == "cpu":
+        pin_to_one_thread()
+    rows = compare(sizes, torch.device(arguments.device), arguments.rounds, arguments.full_utterances)
+    for row in rows:
+        print(row.json_line() if arguments.json else row.table_line())
 
 
 if __name__ == "__main__":

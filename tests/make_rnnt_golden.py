@@ -32,7 +32,8 @@ def make(golden: Golden, k2: Any, part: str = "") -> tuple[dict[str, Any], dict[
     losses = k2_losses(k2)
     cases: list[Case] = []
     refused: list[dict[str, str]] = []
-    tensors, excess = {key: value for key, value in golden.tensors.items() if key.startswith("in/")}, {}
+    tensors = {key: value for key, value in golden.tensors.items() if key.startswith("in/")}
+    excess: dict[str, float] = {}
     for case in golden.cases:
         if part not in case["name"]:
             continue

@@ -81,6 +81,14 @@ def test_same_as_torchaudio_full_lattice(symbols: list[int], frames: list[int], 
     (their_grad,) = torch.autograd.grad(theirs.sum(), batch.logits)
     torch.testing.assert_close(our_grad, their_grad, rtol=1e-4, atol=1e-5)
 
+    ranges = ranges_of(batch, batch.lm.shape[1], "regular", backend)
+    pruned = rnnt.rnnt_loss_pruned(
+        kept(batch.logits, ranges), batch.symbols, ranges, 0, batch.boundary, reduction="none", backend=backend
+    )
+    torch.testing.assert_close(pruned, theirs, rtol=1e-6, atol=1e-6)
+    (pruned_grad,) = torch.autograd.grad(pruned.sum(), batch.logits)
+    torch.testing.assert_close(pruned_grad, their_grad, rtol=1e-4, atol=1e-5)
+
 
 @pytest.mark.parametrize("rnnt_type", TYPES)
 def test_simple_is_the_full_loss_of_an_additive_joiner(rnnt_type: str) -> None:
@@ -192,6 +200,35 @@ def test_regular_with_more_symbols_than_frames(symbols: list[int], frames: list[
     losses = every_loss(batch, "regular", backend)
     assert all(bool(torch.isfinite(loss).all()) for loss in losses.values())
     assert all(bool(torch.isfinite(grad).all()) for grad in gradients(losses, batch))
+
+
+@pytest.mark.parametrize("rnnt_type", TYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_utterance_without_frames_is_recognised(rnnt_type: str, backend: str) -> None:
+    batch = Batch([2, 2, 0], [5, 0, 0])
+    for name, loss in every_loss(batch, rnnt_type, backend).items():
+        assert torch.isinf(loss).tolist() == [False, True, False], name
+        assert loss[2] == 0.0  # nothing to write, nothing to read
+        loss[torch.isfinite(loss)].sum().backward()
+    for scores in (batch.am, batch.lm, batch.logits):
+        assert scores.grad is not None and scores.grad[1:].count_nonzero() == 0
+        assert bool(torch.isfinite(scores.grad).all()) and scores.grad[0].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_peaky_scores_hold_no_denormal_numbers(backend: str) -> None:
+    batch = Batch([9, 6], [40, 30], classes=50, dtype=torch.float32)
+    with torch.no_grad():
+        for scores in (batch.am, batch.lm, batch.logits):
+            scores *= 20.0
+    px_grad, py_grad = rnnt.rnnt_loss_simple(
+        batch.lm, batch.am, batch.symbols, 0, batch.boundary, return_grad=True, backend=backend
+    )[1]
+    loss = rnnt.rnnt_loss(batch.logits, batch.symbols, 0, batch.boundary, reduction="sum", backend=backend)
+    (grad,) = torch.autograd.grad(loss, batch.logits)
+    for values in (px_grad, py_grad, grad):
+        smallest = values[values != 0].abs().min()
+        assert smallest >= torch.finfo(torch.float32).tiny and smallest < 1e-20
 
 
 @pytest.mark.parametrize("rnnt_type", TYPES)

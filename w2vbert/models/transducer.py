@@ -234,7 +234,7 @@ class Transducer(nn.Module):
         encoded, predicted = self._project(output), self.predictor(tokens)
         boundary = torch.zeros(len(tokens), 4, dtype=torch.int64)
         boundary[:, 2], boundary[:, 3] = token_lengths, output.lengths
-        boundary = boundary.to(tokens.device)
+        bounds = boundary.to(tokens.device)
         am, lm = self.simple_encoder(encoded), self.simple_predictor(predicted)
         with torch.autocast(tokens.device.type, enabled=False):
             simple, (px_grad, py_grad) = rnnt_loss_smoothed(
@@ -244,7 +244,7 @@ class Transducer(nn.Module):
                 termination_symbol=BLANK,
                 lm_only_scale=0.25,
                 am_only_scale=0.0,
-                boundary=boundary,
+                boundary=bounds,
                 rnnt_type=self.config.rnnt_type,
                 reduction="none",
                 return_grad=True,
@@ -253,11 +253,11 @@ class Transducer(nn.Module):
         logits = self.joiner(*do_rnnt_pruning(encoded, predicted, ranges))  # (B, T/4, s_range, V)
         with torch.autocast(tokens.device.type, enabled=False):
             pruned = rnnt_loss_pruned(
-                logits=logits.float(),
+                logits=logits,  # summed in float32, whatever their type
                 symbols=tokens,
                 ranges=ranges,
                 termination_symbol=BLANK,
-                boundary=boundary,
+                boundary=bounds,
                 rnnt_type=self.config.rnnt_type,
                 reduction="none",
             )

@@ -15,7 +15,8 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
         px_grad: (B, S, T+1) for regular, (B, S, T) for modified and constrained: occupation probabilities of the
             symbols, from `rnnt_loss_simple` or `rnnt_loss_smoothed` with `return_grad=True`.
         py_grad: (B, S+1, T), the same for blanks.
-        boundary: (B, 4) int64 [0, 0, symbols, frames]; begins other than 0 are not supported, as in k2.
+        boundary: (B, 4) int64 [0, 0, symbols, frames]; begins other than 0 are not supported, as in k2. On the CPU it
+            saves a wait for the GPU.
         s_range: positions to keep: at least 2 for regular, 1 for modified; constrained needs 2 to have any path.
     Returns:
         (B, T, r) int64, consecutive positions in 0..S. r is S+1 where s_range is larger, and larger than s_range where
@@ -32,11 +33,11 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
     regular = T1 == T + 1
     if s_range < (2 if regular else 1):
         raise ValueError(f"s_range must be at least {2 if regular else 1} here, not {s_range}")
-    end_s, end_t = boundary[:, 2:3], boundary[:, 3:4]  # (B, 1)
     if regular:  # step * (frames - 1) + r - 1 >= symbols, or no path would be left
-        needed = torch.div(end_s - 1, end_t.clamp(min=1), rounding_mode="trunc").max() + 2
+        needed = torch.div(boundary[:, 2] - 1, boundary[:, 3].clamp(min=1), rounding_mode="trunc").max() + 2
         s_range = max(s_range, int(needed))
     s_range = min(s_range, S + 1)
+    end_s, end_t = boundary[:, 2:].to(px_grad.device).split(1, dim=1)  # (B, 1) each
 
     blanks = py_grad.unfold(1, s_range, 1).sum(dim=3)  # (B, S+2-r, T)
     inflow = torch.zeros_like(blanks)

@@ -152,7 +152,7 @@ def _k2_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Ten
 
 def _native_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if _runs_triton(px.device.type):
-        from w2vbert.ops import rnnt_triton  # imports Triton, which wants a GPU or its interpreter
+        import w2vbert.ops.rnnt_triton as rnnt_triton  # imports Triton, which wants a GPU or its interpreter
 
         return rnnt_triton.lattice_flow(px, py, boundary)
     return rnnt_native.lattice_flow(px, py, boundary)

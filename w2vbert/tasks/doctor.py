@@ -146,6 +146,9 @@ def _advice(diagnosis: dict[str, Any]) -> list[dict[str, Any]]:
         advice.append({"what": what, "type": _LMPLZ})
     if optional["k2"] is None:
         advice.append({"what": "k2 is not installed: the built-in RNN-T loss is used.", "type": _K2})
+    elif diagnosis["rnnt_loss"]["backend"] == "native":
+        what = f"k2 is installed but not used. {diagnosis['rnnt_loss']['reason']}"
+        advice.append({"what": what, "type": _K2})
     if None in [version for name, version in optional.items() if name not in ("k2", "lmplz")]:
         advice.append({"what": "Tools for development are missing.", "type": ["bin/setup --dev"]})
     return advice

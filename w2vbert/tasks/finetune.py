@@ -24,6 +24,7 @@ from w2vbert.files import read_json, write_json
 from w2vbert.log import logger
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
+from w2vbert.ops.rnnt_loss import backend_reason
 from w2vbert.stages import Step
 from w2vbert.tasks.encoders import load_encoder_weights, read_encoder_config, read_encoder_history
 from w2vbert.tasks.recognize import check_features, recognize
@@ -278,6 +279,7 @@ def finetune(
     if crowded and world.is_first:
         write_json(out / LEFT_OUT_FILE, crowded)
     logger.info(f"fine-tuning from {init} on {train.hours:.2f} h, {len(train)} utterances")
+    logger.info(f"RNN-T loss: {backend_reason()}")
     join, workers = config.join_utterances, config.train.loader_workers
     batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode, join, noise, workers)
     task = FinetuneTask(config, model, pieces, dev)
