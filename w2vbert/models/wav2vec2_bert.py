@@ -142,10 +142,12 @@ def _convert_block(source: "_Source", layer: str, config: ConformerConfig) -> di
         "ff1.linear_in": (inner, dim),
         "ff1.linear_out": (dim, inner),
         "attention.out": (dim, dim),
+        "convolution.pointwise_in": (2 * dim, dim, 1),
+        "convolution.depthwise": (dim, 1, config.kernel),
+        "convolution.pointwise_out": (dim, dim, 1),
+        "ff2.linear_in": (inner, dim),
+        "ff2.linear_out": (dim, inner),
     }
-    shapes |= {"ff2.linear_in": (inner, dim), "ff2.linear_out": (dim, inner)}
-    shapes |= {"attention.out": (dim, dim), "convolution.depthwise": (dim, 1, config.kernel)}
-    shapes |= {"convolution.pointwise_in": (2 * dim, dim, 1), "convolution.pointwise_out": (dim, dim, 1)}
     weights = {}
     for ours, theirs in _BLOCK.items():
         shape = shapes.get(ours, (dim,))
