@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from w2vbert.models.objectives import make_pretraining_model
 from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, perplexity
 from w2vbert.models.w2v_bert import W2vBertConfig
 from w2vbert.tasks.collapse import CollapseWatch, OnCollapse, find_collapse, reseed_dead_codes
+from w2vbert.tasks.pretrain import loss_sums
 
 CODES = 64
 CONFIG = W2vBertConfig(ENCODER, QuantizerConfig(codes=CODES, dim=6))
@@ -31,6 +33,44 @@ def sums(counts: list[list[int]], batch_nats: float = 3.0, frame_nats: float = 0
 
 EVEN = [20] * CODES
 FEW = [400, 300, 200, 200, 100, 50, 30] + [0] * (CODES - 7)
+
+
+def held_sounds(generator: torch.Generator) -> Tensor:
+    """Features in which sounds of 80 to 240 ms and silences follow one another, normalised by utterance."""
+    x = torch.zeros(6, 200, MELS)
+    for utterance in x:
+        start = 0
+        while start < len(utterance):
+            frames = int(torch.randint(8, 25, (1,), generator=generator))
+            if torch.rand(1, generator=generator) < 0.5:
+                utterance[start : start + frames] = torch.randn(MELS, generator=generator)
+            start += frames
+    x = x + 0.1 * torch.randn(x.shape, generator=generator)
+    return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("diversity", "weight", "collapses"), [("perplexity", 0.1, True), ("entropy", 1.0, False)])
+def test_the_papers_diversity_loss_lets_the_codes_collapse_and_the_default_does_not(
+    diversity: Literal["entropy", "perplexity"], weight: float, collapses: bool
+) -> None:
+    """A real collapse, with the contrastive loss on: as on recorded speech, the accuracy looks splendid meanwhile."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    quantizer = QuantizerConfig(codes=CODES, dim=10)
+    config = replace(CONFIG, quantizer=quantizer, diversity=diversity, diversity_weight=weight, num_distractors=50)
+    model = make_pretraining_model(config).train()
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    added: dict[str, Tensor] = {}
+    for step in range(60):
+        loss = model(held_sounds(generator), torch.full((6,), 200), quantizer.temperature(step / 60), generator)
+        optimizer.zero_grad()
+        (loss.total / loss.count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        if step >= 30:
+            added = {name: value + added.get(name, 0) for name, value in loss_sums(loss).items()}
+    accuracy = float(added["contrastive_correct"] / added["contrastive_count"])
+    assert (find_collapse(added, config) is not None) == collapses == (accuracy > 0.3)
 
 
 def test_even_use_is_no_collapse_and_few_codes_are_one() -> None:
