@@ -5,6 +5,7 @@ wav2vec 2.0, equations 1 (Gumbel softmax), 3 (contrastive) and 4 (diversity); w2
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def reference(case: Case) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("diversity", ["entropy", "perplexity"])
 @pytest.mark.parametrize("distractors", [5, 1000])
 def test_loss_and_gradients_are_those_of_the_equations(
-    groups: int, diversity: str, distractors: int, monkeypatch: pytest.MonkeyPatch
+    groups: int, diversity: Literal["entropy", "perplexity"], distractors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(
         PRETRAINING,

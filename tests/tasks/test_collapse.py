@@ -186,8 +186,8 @@ def test_the_optimizer_forgets_dead_codes_only() -> None:
     quantizer, x = collapsed_quantizer()
     counts = count(quantizer, x)
     optimizer = torch.optim.AdamW(quantizer.parameters())
-    for parameter in quantizer.parameters():
-        parameter.grad = torch.ones_like(parameter)
+    for learnt in quantizer.parameters():
+        learnt.grad = torch.ones_like(learnt)
     optimizer.step()
     reseed_dead_codes(quantizer, counts, optimizer, torch.Generator().manual_seed(0))
     dead = (counts == 0)[0]
