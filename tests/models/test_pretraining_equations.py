@@ -38,7 +38,7 @@ class Case:
         self.gumbel = torch.zeros(0)
         encoder = self.model.encoder
         monkeypatch.setattr(encoder.feature_encoder, "forward", lambda *_: (self.leaves["encoded"], LENGTHS))
-        output = EncoderOutput(*(self.leaves[name] for name in LEAVES), LENGTHS)
+        output = EncoderOutput(self.leaves["encoded"], self.leaves["context"], self.leaves["output"], LENGTHS)
         monkeypatch.setattr(encoder, "contextualize", lambda *_: output)
         self._record(monkeypatch)
 
@@ -95,8 +95,10 @@ def reference(case: Case) -> tuple[Tensor, list[Tensor]]:
     groups, codes = config.quantizer.codebooks, config.quantizer.codes
     tensors = [x.detach().double().requires_grad_() for x in [*case.leaves.values(), *case.parameters()]]
     encoded, context, output, logit_weight, logit_bias, codebook, context_weight, context_bias, *code = tensors
-    vectors, chosen, mean = {}, {}, torch.zeros(groups, codes, dtype=torch.float64)
-    masked_loss, places = torch.zeros((), dtype=torch.float64), [tuple(p) for p in case.mask.nonzero().tolist()]
+    vectors: dict[tuple[int, int], Tensor] = {}
+    chosen: dict[tuple[int, int], tuple[int, ...]] = {}
+    mean = torch.zeros(groups, codes, dtype=torch.float64)
+    masked_loss, places = torch.zeros((), dtype=torch.float64), [(b, t) for b, t in case.mask.nonzero().tolist()]
     for number, (b, t) in enumerate(places):
         parts = []
         logits = (logit_weight @ encoded[b, t] + logit_bias).view(groups, codes)
