@@ -64,15 +64,26 @@ class QuantizerOutput:
     entropy: Tensor
 
 
-class _StraightThroughLookup(torch.autograd.Function):
-    """Forward: code vectors by index. Backward: as if the one-hot had been its softmax (straight-through).
+def straight_through_look_up(probs: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
+    """Code vectors by index, with the gradient that the softmax would have had in the place of its argmax.
 
     Equal in value and gradient to `(onehot - p.detach() + p) @ codebook`, without making (N, G, V, E) products.
-    """
 
+    Args:
+        probs: (N, G, V); only their gradient matters.
+        codebook: (G, V, E).
+        codes: int64 (N, G).
+
+    Returns:
+        (N, G, E).
+    """
+    return _StraightThroughLookup.apply(probs, codebook, codes)
+
+
+class _StraightThroughLookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, probs: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
-        """probs (N, G, V), codebook (G, V, E), codes (N, G) -> (N, G, E)."""
+        """See `straight_through_look_up`."""
         ctx.save_for_backward(codebook, codes)
         groups = torch.arange(codebook.shape[0], device=codes.device)
         return codebook[groups, codes]  # (N, G, E)
@@ -120,7 +131,7 @@ class GumbelQuantizer(nn.Module):
                 exponential = torch.empty(shape).exponential_(generator=generator).clamp_(min=1e-10)
                 noisy = logits - exponential.log_().to(x.device)
             codes = noisy.argmax(-1)  # (N, G)
-            vectors = _StraightThroughLookup.apply((noisy / temperature).softmax(-1), self.codebook, codes)
+            vectors = straight_through_look_up((noisy / temperature).softmax(-1), self.codebook, codes)
             probs = logits.softmax(-1)  # (N, G, V)
             frame_entropy = -(probs.detach() * probs.detach().clamp(min=1e-10).log()).sum(-1)  # (N, G)
             frames = max(x.shape[0], 1)  # without a masked frame there is no mean

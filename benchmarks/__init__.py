@@ -1,0 +1,1 @@
+"""What the project claims of its speed, measured: `python -m benchmarks.pretrain`."""
