@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def lattice_flow(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores and occupation probabilities; arguments and results as in `rnnt_recursion`, computed in float64.
+    """Scores and occupation probabilities; arguments and results as in `rnnt_recursion`. Scores are summed in float64.
 
     Args:
         px: (B, S, T+1) for regular, (B, S, T) otherwise.
@@ -23,19 +23,18 @@ def lattice_flow(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tens
         scores (B,), px_grad and py_grad like px and py.
     """
     px_outside, py_outside = _outside(px, py, boundary)
-    arcs = px.new_full(_shape(px, py), -torch.inf, dtype=torch.float64)
+    arcs = px.new_full(_shape(px, py), -torch.inf)
     symbols, blanks = _views(arcs, px, py)
     symbols.copy_(px).masked_fill_(px_outside, -torch.inf)
     blanks.copy_(py).masked_fill_(py_outside, -torch.inf)
     _join_ends(arcs, boundary, slope=px.shape[2] - py.shape[2])
 
-    end_s = boundary[:, 2:3]
-    scores = _forward(arcs, begin_s=boundary[:, :1])
-    total = scores[-1, :, 1:].gather(1, end_s).squeeze(1)  # (B,)
-    shares = arcs.sub_(scores[:, None, :, 1:].clamp_(min=torch.finfo(scores.dtype).min)).exp_()
-    _backward(shares, end_s)
+    begin_s, end_s = boundary[:, :1], boundary[:, 2:3]
+    total = _forward(arcs, begin_s, end_s)
+    at_end = torch.where(total == -torch.inf, 0.0, 1.0 + 0.0 * total)  # NaN where the score is
+    _backward(arcs, end_s, at_end.to(arcs.dtype))
     px_grad, py_grad = torch.empty_like(px).copy_(symbols), torch.empty_like(py).copy_(blanks)
-    return total.to(px.dtype), px_grad, py_grad.masked_fill_(py_outside, 0.0)
+    return total.squeeze(1).to(px.dtype), px_grad, py_grad.masked_fill_(py_outside, 0.0)
 
 
 def _outside(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,32 +77,39 @@ def _join_ends(arcs: Tensor, boundary: Tensor, slope: int) -> None:
         blanks.scatter_(2, index, blanks.gather(2, index).masked_fill(outside.unsqueeze(2), 0.0))
 
 
-def _forward(arcs: Tensor, begin_s: Tensor) -> Tensor:
-    """Scores (D, B, W+1), point s in column s+1, of all paths to each point; adds to each arc the score it starts from.
+def _forward(arcs: Tensor, begin_s: Tensor, end_s: Tensor) -> Tensor:
+    """Scores (B, 1) of all paths from begin to end, float64.
 
-    Column 0 stays -inf, so that no symbol arrives at s = 0.
+    In place of the symbol arcs leaves, for each point, the log of the odds that it was reached by a symbol.
     """
     D, _, B, W = arcs.shape
-    scores = arcs.new_full((D, B, W + 1), -torch.inf)
-    scores[0].scatter_(1, begin_s + 1, 0.0)
-    origins = scores.as_strided((D, 2, B, W), (B * (W + 1), 1, W + 1, 1)).unbind(0)
-    points, steps = scores[:, :, 1:].unbind(0), arcs.unbind(0)
-    by_symbol, by_blank = arcs[:, 0].unbind(0), arcs[:, 1].unbind(0)
+    scores = arcs.new_full((B, W + 1), -torch.inf, dtype=torch.float64)  # point s in column s+1; none before s = 0
+    scores.scatter_(1, begin_s + 1, 0.0)
+    origins, points = scores.as_strided((2, B, W), (1, W + 1, 1)), scores[:, 1:]
+    arrived = torch.empty_like(origins, memory_format=torch.contiguous_format)
+    by_symbol, by_blank = arrived.unbind(0)
+    steps, log_odds = arcs.unbind(0), arcs[:, 0].unbind(0)
     for d in range(1, D):
-        torch.add(origins[d - 1], steps[d], out=steps[d])
-        torch.logaddexp(by_symbol[d], by_blank[d], out=points[d])
-    return scores
+        torch.add(origins, steps[d], out=arrived)
+        torch.logaddexp(by_symbol, by_blank, out=points)
+        torch.sub(by_symbol, by_blank, out=log_odds[d])
+    return points.gather(1, end_s)
 
 
-def _backward(shares: Tensor, end_s: Tensor) -> None:
-    """Turns each arc's share (D, 2, B, W) of the probability of the point where it arrives into its own probability.
+def _backward(arcs: Tensor, end_s: Tensor, at_end: Tensor) -> None:
+    """Turns arcs (D, 2, B, W), as `_forward` leaves them, into the probabilities that a path takes them.
 
-    From the end, where the probability is 1: a point's is the sum over the arcs that leave it.
+    The probability `at_end` (B, 1) flows back: a point's is the sum over the arcs that leave it, and is split among
+    those that arrive, so that none is lost by rounding. Points that cannot be reached have no odds, and nothing flows
+    there.
     """
-    D, _, B, W = shares.shape
-    flow = shares.new_zeros(B, W).scatter_(1, end_s, 1.0)
+    D, _, B, W = arcs.shape
+    arcs[:, 0].sigmoid_().nan_to_num_(0.0)
+    flow = arcs.new_zeros(B, W).scatter_(1, end_s, at_end)
     target = flow[:, :-1]
-    steps, by_symbol, by_blank = shares.unbind(0), shares[:, 0, :, 1:].unbind(0), shares[:, 1, :, :-1].unbind(0)
+    by_symbol, by_blank = arcs[:, 0].unbind(0), arcs[:, 1].unbind(0)
+    symbol_left, blank_left = arcs[:, 0, :, 1:].unbind(0), arcs[:, 1, :, :-1].unbind(0)
     for d in range(D - 1, 0, -1):
-        torch.mul(steps[d], flow, out=steps[d])
-        torch.add(by_symbol[d], by_blank[d], out=target)
+        torch.mul(by_symbol[d], flow, out=by_symbol[d])
+        torch.sub(flow, by_symbol[d], out=by_blank[d])
+        torch.add(symbol_left[d], blank_left[d], out=target)
