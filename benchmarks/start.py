@@ -61,9 +61,11 @@ def measure(folder: Path, share: float) -> None:
     stream.load_state_dict({"epoch": 0, "position": int(share * batches)})
     batch = stream.next_batch()
     seconds, imports = time.perf_counter() - began, imported - began
+    processor = time.process_time()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     place = f"{share:4.0%} of {batches} batches ({len(batch.ids)} cuts)"
-    print(f"{place}: {seconds:.1f} s, {imports:.1f} s of them imports; {memory:.2f} GiB")
+    times = f"{seconds:.1f} s, {imports:.1f} s of them imports; {processor:.1f} s of processor time"
+    print(f"{place}: {times}; {memory:.2f} GiB")
 
 
 def main() -> None:

@@ -415,6 +415,20 @@ def report(
 
 
 @app.command()
+def plot(
+    run: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of trainings, finished or not.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.png", help="Picture to write.")],
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Metric to draw (wer); may be repeated.")
+    ] = None,
+) -> None:
+    """Draw the curves of several trainings over one another."""
+    from w2vbert.tasks import plot as task
+
+    task.plot_runs(run, out, metric or [])
+
+
+@app.command()
 def info(
     target: Annotated[Path | None, typer.Argument(metavar="DIR", help="Folder made by any command.")] = None,
     config: Config = None,

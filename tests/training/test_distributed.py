@@ -12,6 +12,7 @@ import torch
 from tests.training.toys import CONFIG
 from tests.training.workers import leave_gradients, run, start, stop_for_ever, train
 from w2vbert.errors import REQUEUE_EXIT_CODE
+from w2vbert.training.checkpoint import read_weights
 from w2vbert.training.metrics import TIMINGS, read_metrics
 from w2vbert.training.trouble import SKIPPED_FILE
 
@@ -28,12 +29,13 @@ def reports(folder: Path) -> list[dict[str, object]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("report-*.json"))]
 
 
+@pytest.mark.parametrize("shard", [False, True])
 def test_processes_and_accumulated_batches_give_the_same_gradient(
-    folders: list[Path], processes: ForkServerContext
+    folders: list[Path], processes: ForkServerContext, shard: bool
 ) -> None:
     """The batches are of 3, 4, 5 and 3 rows."""
     for folder, size in zip(folders, (1, 2, 4), strict=True):
-        assert run(processes, size, leave_gradients, folder, 4 // size) == [0] * size
+        assert run(processes, size, leave_gradients, folder, 4 // size, shard) == [0] * size
     moments = [torch.load(folder / "moments.pt", weights_only=True) for folder in folders]
     for one, two, four in zip(*moments, strict=True):
         torch.testing.assert_close(one, two, atol=1e-7, rtol=0.0)
@@ -57,6 +59,27 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one_and_in_four(
         assert [(line["step"], line["skipped_steps"]) for line in metrics] == [(3, 1), (6, 1), (8, 1)]
         skipped = [json.loads(line) for line in (folder / "run" / SKIPPED_FILE).read_text().splitlines()]
         assert [line["step"] for line in skipped] == [2] and {"8-0", "9-0"} <= set(skipped[0]["ids"])
+
+
+def test_shared_out_weights_take_the_same_way_and_their_checkpoints_are_whole(
+    folders: list[Path], processes: ForkServerContext
+) -> None:
+    """Two processes with DDP; two with FSDP2; FSDP2 in two, then in four, then one process alone."""
+    config = replace(CONFIG, max_steps=8, average_decay=0.5)
+    sharded = replace(config, shard_weights=True)
+    replicated, shared_out, changed = folders
+    assert run(processes, 2, train, replicated, config, (8,)) == [0, 0]
+    assert run(processes, 2, train, shared_out, sharded, (8,)) == [0, 0]
+    for name in ("model", "average"):
+        paths = [f / "run" / "checkpoints" / "step-00000008" / f"{name}.safetensors" for f in (replicated, shared_out)]
+        one, other = map(read_weights, paths)
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"0.bias", "1.running_mean"}:  # BatchNorm leaves the bias before it no gradient
+            torch.testing.assert_close(one[key], other[key], atol=1e-5, rtol=1e-4)
+    assert run(processes, 2, train, changed, replace(sharded, max_steps=4), (8,)) == [0, 0]
+    assert run(processes, 4, train, changed, replace(sharded, max_steps=6), (8,)) == [0] * 4
+    assert run(processes, 1, train, changed, config, (8,)) == [0]
+    assert reports(changed)[0]["steps"] == 8
 
 
 def test_two_processes_told_to_stop_go_on_as_if_never_stopped(

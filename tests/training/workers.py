@@ -17,6 +17,7 @@ import torch
 from tests.training.toys import CONFIG, ToyBatch, ToyStream, ToyTask, make_trainer
 from w2vbert.errors import REQUEUE_EXIT_CODE, Unfinished
 from w2vbert.log import setup_logging
+from w2vbert.training.sharding import whole
 from w2vbert.training.task import StepOutput
 from w2vbert.training.trainer import TrainConfig, Trainer
 
@@ -54,13 +55,14 @@ def enter(environment: dict[str, str], work: Callable[..., None], *arguments: ob
         sys.exit(REQUEUE_EXIT_CODE)
 
 
-def leave_gradients(folder: Path, accumulate: int) -> None:
+def leave_gradients(folder: Path, accumulate: int, shard: bool = False) -> None:
     """Leaves the first moments of Adam after one update: the gradient, times 1 - beta."""
-    config = replace(CONFIG, max_steps=1, accumulate=accumulate, average_decay=0.0, clip_norm=1e6)
+    config = replace(CONFIG, max_steps=1, accumulate=accumulate, average_decay=0.0, clip_norm=1e6, shard_weights=shard)
     trainer = make_trainer(folder, config, ToyTask(noise=False))
     trainer.fit()
+    moments = [whole(trainer.optimizer.state[p]["exp_avg"]) for p in trainer.params]
     if trainer.world.is_first:
-        torch.save([trainer.optimizer.state[p]["exp_avg"] for p in trainer.params], folder / "moments.pt")
+        torch.save(moments, folder / "moments.pt")
 
 
 def train(
@@ -76,7 +78,7 @@ def train(
     stream = ToyStream(broken, empty)
     trainer = Trainer(SlowTask(folder, slow_seconds), stream, config, folder / "run", (), max_hours)
     result = trainer.fit()
-    tensors = [*trainer.task.model.parameters(), *trainer.task.model.buffers()]
+    tensors = [*map(whole, trainer.task.model.parameters()), *trainer.task.model.buffers()]
     report = {"sums": [t.double().sum().item() for t in tensors], "rows": trainer.audio_seconds, "steps": result.steps}
     (folder / f"report-{trainer.world.rank}.json").write_text(json.dumps(report))
 

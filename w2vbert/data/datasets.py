@@ -5,9 +5,11 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,27 +57,33 @@ class SpeechDataset:
         most = int(max_seconds * FRAMES_PER_SECOND)
         for manifest in manifests:
             check_manifest(manifest)
-        indices = [open_index(manifest) for manifest in manifests]
-        rows = [(index, row, frames) for index in indices for row, frames in enumerate(index.frames)]
-        kept = [entry for entry in rows if MIN_FRAMES <= entry[2] and (crop or entry[2] <= most)]
-        dropped = len(rows) - len(kept)
+        self._manifests = [open_index(manifest) for manifest in manifests]
+        self._ends = np.cumsum([len(index.frames) for index in self._manifests])
+        frames = np.concatenate([np.asarray(index.frames) for index in self._manifests])
+        kept = np.flatnonzero((frames >= MIN_FRAMES) & (crop | (frames <= most)))
+        dropped = len(frames) - len(kept)
         names = ", ".join(str(m) for m in manifests)
         if dropped:
             over = "" if crop else f" or over {max_seconds:g} s"
             logger.warning(f"{names}: left out {dropped} utterances under 0.1 s{over}")
-        if not kept or most < MIN_FRAMES:
+        if not len(kept) or most < MIN_FRAMES:
             raise UserError(f"{names}: no utterance between 0.1 and {max_seconds:g} s")
-        self._rows = [(index, row) for index, row, _ in kept]
-        self.ids = [index.ids[row] for index, row in self._rows]
-        self.frames = [min(frames, most) for _, _, frames in kept]
-        self.spare = [max(frames - most, 0) for _, _, frames in kept]
-        self.texts = [index.texts[row] for index, row in self._rows]
-        self.speakers = [index.speakers[row] for index, row in self._rows]
+        self._rows: list[int] = kept.tolist()  # of all manifests, one after the other
+        self.ids = self._take([index.ids for index in self._manifests])
+        self.texts = self._take([index.texts for index in self._manifests])
+        self.speakers = self._take([index.speakers for index in self._manifests])
+        self.frames: list[int] = np.minimum(frames[kept], most).tolist()
+        self.spare: list[int] = np.maximum(frames[kept] - most, 0).tolist()
         self._cache: dict[tuple[int, torch.dtype], Tensor] = {}
         self._free_bytes = cache_bytes
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def _take(self, columns: Sequence[Sequence[str]]) -> list[str]:
+        """Those of our rows from the columns of all manifests."""
+        values = list(chain.from_iterable(columns))
+        return values if len(values) == len(self._rows) else [values[row] for row in self._rows]
 
     @property
     def hours(self) -> float:
@@ -97,8 +105,9 @@ class SpeechDataset:
 
     def cut(self, index: int) -> Any:
         """Lhotse's cut, with its features, but without recording and transcript."""
-        manifest, row = self._rows[index]
-        return manifest.cut(row)
+        row = self._rows[index]
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return self._manifests[number].cut(row - int(self._ends[number - 1] if number else 0))
 
     def load(self, index: int, start: int = 0) -> Tensor:
         """Features (T, F) of one utterance from frame `start` on, T = `frames[index]`, normalised over these frames.

@@ -134,8 +134,12 @@ class BatchStream:
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
         groups = join_utterances(len(self.dataset), self.join, self.seed, epoch)
-        frames = [sum(self.dataset.frames[i] for i in group) for group in groups]
-        return EpochPlan(groups, plan_epoch(frames, self.batch_seconds, self.seed, epoch))
+        return EpochPlan(groups, plan_epoch(self._lengths(groups), self.batch_seconds, self.seed, epoch))
+
+    def _lengths(self, groups: Sequence[Sequence[int]]) -> list[int]:
+        """Frames of each group."""
+        frames = self.dataset.frames
+        return [frames[group[0]] if len(group) == 1 else sum(frames[i] for i in group) for group in groups]
 
     def _advance(self, epoch: int, position: int, count: int) -> tuple[int, int]:
         """The place `count` batches on: within its epoch, or at its end."""
@@ -197,7 +201,7 @@ class BatchStream:
     def largest(self) -> SpeechBatch:
         """The batch of this epoch with most frames, padding counted, and among these that of the longest utterance."""
         plan = self._plan(self.epoch)
-        frames = [sum(self.dataset.frames[i] for i in group) for group in plan.groups]
+        frames = self._lengths(plan.groups)
         longest = [max(frames[group] for group in batch) for batch in plan.batches]
         position = max(range(len(longest)), key=lambda i: (longest[i] * len(plan.batches[i]), longest[i]))
         return self.make(self._place(self.epoch, position))

@@ -25,9 +25,12 @@ FORMAT = 1
 STATE_FILE = "state.pt"
 CARD_FILE = "checkpoint.json"
 
+Weights = nn.Module | Mapping[str, Tensor]
+"""A module, or its parameters and buffers by name."""
+
 
 def save_checkpoint(
-    run: Path, step: int, weights: Mapping[str, nn.Module], state: Mapping[str, Any], keep_last: int
+    run: Path, step: int, weights: Mapping[str, Weights], state: Mapping[str, Any], keep_last: int
 ) -> Path:
     """Writes `run/checkpoints/step-N` aside, renames it, and removes all but the `keep_last` newest up to it.
 
@@ -36,7 +39,7 @@ def save_checkpoint(
     Args:
         run: the run's folder.
         step: steps done.
-        weights: modules by name; each becomes NAME.safetensors.
+        weights: modules, or their tensors, by name; each becomes NAME.safetensors.
         state: everything else that changes in training: tensors, numbers, strings, lists, dicts.
         keep_last: how many checkpoints stay.
 
@@ -46,7 +49,8 @@ def save_checkpoint(
     target = run / "checkpoints" / f"step-{step:08d}"
     with _writing_to(run), atomic_dir(target) as folder:
         for name, module in weights.items():
-            _write_tensors(module.state_dict(), folder / f"{name}.safetensors")
+            tensors = module.state_dict() if isinstance(module, nn.Module) else module
+            _write_tensors(tensors, folder / f"{name}.safetensors")
         torch.save(dict(state), folder / STATE_FILE)
         checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
         write_json(folder / CARD_FILE, {"format": FORMAT, "step": step, "crc32": checksums})

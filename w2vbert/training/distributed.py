@@ -148,11 +148,11 @@ def join_world() -> World:
 class Replica:
     """A task's step in this process, whose gradients become means over all processes (PyTorch's DDP)."""
 
-    def __init__(self, task: Task, world: World) -> None:
-        """With several processes, gives all of them the first one's weights."""
+    def __init__(self, task: Task, world: World, is_sharded: bool = False) -> None:
+        """With several processes, gives all of them the first one's weights, unless these are shared out already."""
         self._step: Any = task.train_step
         self._replicated: DistributedDataParallel | None = None
-        if world.size > 1:
+        if world.size > 1 and not is_sharded:
             # Parts of a model may take no part in a step: a transducer while only its CTC head learns.
             self._step = self._replicated = DistributedDataParallel(
                 _StepModule(task), broadcast_buffers=False, find_unused_parameters=True

@@ -90,3 +90,35 @@ def draw_curves(run: Path, panels: Sequence[Panel], target: Path) -> None:
             axes.legend(fontsize=7, framealpha=0.5)
     with atomic_file(target) as aside:
         figure.savefig(aside, format="png", dpi=110)
+
+
+def draw_runs(runs: Mapping[str, Path], keys: Sequence[str], target: Path) -> None:
+    """Draws metrics of several runs over their steps as a PNG, one panel for each metric and one colour for each run.
+
+    Args:
+        runs: folders by the names to show.
+        keys: metrics.
+        target: PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(len(keys), 3)
+    rows = -(-len(keys) // columns)
+    figure = Figure(figsize=(4.8 * columns, 3.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for number, (name, run) in enumerate(runs.items()):
+        lines = read_metrics(run)
+        for axes, key in zip(panels, keys, strict=False):
+            for split, style in (("train", "-"), ("dev", "o--")):
+                points = [(m["step"], m[key]) for m in lines if m["split"] == split and m.get(key) is not None]
+                if points:
+                    label = name if split == "train" else f"{name}, dev"
+                    axes.plot(*zip(*points, strict=True), style, color=f"C{number}", label=label, markersize=3)
+    for axes, key in zip(panels, keys, strict=False):
+        axes.set(title=key, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, framealpha=0.5)
+    for axes in panels[len(keys) :]:
+        axes.set_axis_off()
+    with atomic_file(target) as aside:
+        figure.savefig(aside, format="png", dpi=110)

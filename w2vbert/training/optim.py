@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from w2vbert.training.schedules import OptimConfig
+from w2vbert.training.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def scale_and_clip(params: Sequence[nn.Parameter], count: Tensor, max_norm: floa
         Scalar, the norm before the cap; not finite when any gradient is not.
     """
     grads = [p.grad for p in params if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads) / count
+    norm = whole(torch.nn.utils.get_total_norm(grads)) / count
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0) / count
     torch._foreach_mul_(grads, factor)
     return norm

@@ -42,7 +42,10 @@ class Task(Protocol):
         """Groups of parameters with their schedules."""
 
     def train_step(self, batch: Any, step: int, generator: torch.Generator) -> StepOutput:
-        """Loss of a batch at step `step` (0-based); all randomness but dropout comes from `generator`."""
+        """Loss of a batch at step `step` (0-based); all randomness but dropout comes from `generator`.
+
+        Every batch goes through `model`, once: where weights are shared out, that is what brings them together.
+        """
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics from the sums of all batches since the last line of the log."""

@@ -1,5 +1,6 @@
 """One loop for every task."""
 
+import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from w2vbert.errors import Unfinished, UserError
 from w2vbert.log import logger, progress
-from w2vbert.training.checkpoint import check_room, load_newest, save_checkpoint, save_weights
+from w2vbert.training.checkpoint import Weights, check_room, load_newest, save_checkpoint, save_weights
 from w2vbert.training.distributed import ALONE, COMPUTING, LOADING, WAITING, Replica, join_world
 from w2vbert.training.interruption import Interrupted, StopRequest
 from w2vbert.training.metrics import MetricsWriter, Panel, draw_curves
 from w2vbert.training.optim import WeightAverage, make_optimizer, scale_and_clip, set_learning_rates
 from w2vbert.training.prefetch import DataWaits, Prefetcher
+from w2vbert.training.sharding import gather, gather_moments, load_moments, params_of, shard
 from w2vbert.training.task import BatchSource, StepOutput, Task, Watch
 from w2vbert.training.trouble import SkippedUpdates, naming_memory
 
@@ -44,6 +46,8 @@ class TrainConfig:
         threads: CPU threads of each process; 0: all cores, shared out among the processes of a machine.
         loader_workers: processes that make batches; 0: a thread of the training process.
         max_bad_steps: updates in a row with a loss or gradient that is not finite, after which the run stops.
+        shard_weights: weights, gradients and moments are shared out among the processes (FSDP2), for models that one
+            GPU cannot hold.
         hang_seconds: of several processes, how long one may be silent or behind the others before the run ends.
     """
 
@@ -62,6 +66,7 @@ class TrainConfig:
     threads: int = 0
     loader_workers: int = 0
     max_bad_steps: int = 10
+    shard_weights: bool = False
     hang_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -156,6 +161,8 @@ class Trainer:
         self.decides_on_device = self.device.type == "cuda" and hasattr(self.optimizer, "_step_supports_amp_scaling")
         self.generator = torch.Generator().manual_seed(config.seed)
         self.average = WeightAverage(task.model, config.average_decay) if config.average_decay else None
+        self.is_sharded = config.shard_weights and self.world.size > 1
+        self.whole: nn.Module | None = None  # where weights are shared out: what the first process validates
         self.accumulate = config.accumulate
         if config.update_seconds:
             self.accumulate = max(math.ceil(config.update_seconds / (batches.batch_seconds * self.world.size)), 1)
@@ -181,9 +188,11 @@ class Trainer:
         self._resume()
         if self.world.is_first:
             check_room(self.run, self._weights(), self.params, self.config.keep_last)
+        if self.is_sharded:
+            self._shard()
         self.batches.share(self.world.rank, self.world.size)
         with self.stop, self.world.watched(self.config.hang_seconds):
-            replica = Replica(self.task, self.world)
+            replica = Replica(self.task, self.world, self.is_sharded)
             if self.device.type == "cuda" and not self._is_over():
                 self.rehearse(replica)
             writer = MetricsWriter(self.run, self.step) if self.world.is_first else None
@@ -196,6 +205,19 @@ class Trainer:
                 if writer is not None:
                     writer.close()
         return TrainResult(self.step, self.audio_seconds / 3600, self.train_seconds / 60, self.best)
+
+    def _shard(self) -> None:
+        """Shares out model and average, and begins a new optimizer over the parts with the moments of the old."""
+        moments = self.optimizer.state_dict()
+        if self.world.is_first:
+            self.whole = copy.deepcopy(self.task.model)
+        shard(self.task.model, self.device, self.world.size)
+        if self.average is not None:
+            shard(self.average.model, self.device, self.world.size)
+        self.params = [p for group in self.groups for module in group.modules for p in module.parameters()]
+        self.optimizer = make_optimizer(self.groups)
+        load_moments(self.optimizer, moments, params_of(self.optimizer))
+        self.decides_on_device = False
 
     def _is_over(self) -> bool:
         return (self.ended or self.step >= self.config.max_steps) and not self.validation_due
@@ -325,6 +347,11 @@ class Trainer:
         self.world.average_buffers(self.task.model)
         if self.average is not None:
             self.world.average_buffers(self.average.model)
+        if self.is_sharded:
+            tensors = gather(model.state_dict(), self.world.is_first)
+            if self.whole is not None:
+                self.whole.load_state_dict(tensors)
+                model = self.whole.eval()
         self.validation_due = False
         if writer is not None:
             self.world.mark = (self.step, ALONE)
@@ -367,7 +394,12 @@ class Trainer:
         self.skipped.look()
         self.world.average_buffers(self.task.model)
         self.world.sum_tensors([self.sums[name] for name in sorted(self.sums)])
-        if not self.world.is_first:
+        is_first = self.world.is_first
+        weights: dict[str, Weights] = {**self._weights()}
+        moments = self.optimizer.state_dict() if not self.is_sharded else gather_moments(self.optimizer, is_first)
+        if self.is_sharded:
+            weights = {name: gather(module.state_dict(), is_first) for name, module in self._weights().items()}
+        if not is_first:
             self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}  # the first one has them
             return
         self.world.mark = (self.step, ALONE)
@@ -378,7 +410,7 @@ class Trainer:
             "bad_steps": self.skipped.in_a_row,
             "skipped_steps": self.skipped.total,
             "average_updates": 0 if self.average is None else self.average.updates,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": moments,
             "batches": dict(position),
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
@@ -389,7 +421,7 @@ class Trainer:
             "validation_due": self.validation_due,
             "ended": self.ended,
         }
-        save_checkpoint(self.run, self.step, self._weights(), state, self.config.keep_last)
+        save_checkpoint(self.run, self.step, weights, state, self.config.keep_last)
 
     def _resume(self) -> None:
         state = load_newest(self.run, self._weights())
