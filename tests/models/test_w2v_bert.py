@@ -196,7 +196,7 @@ def test_accumulated_batches_equal_the_joined_batch(monkeypatch: pytest.MonkeyPa
     config = replace(PRETRAINING, diversity_weight=0.0, num_distractors=1000)
     features, generator = noise_like(LENGTHS), torch.Generator()
     joined, accumulated = model(config).eval(), model(config).eval()
-    monkeypatch.setattr(torch, "randn", lambda shape, generator: torch.zeros(shape))
+    monkeypatch.setattr(torch, "randn", lambda shape, generator, device: torch.zeros(shape))
     together = joined(features, LENGTHS, 1.0, generator)
     together.total.backward()
     total, count = torch.zeros(()), 0

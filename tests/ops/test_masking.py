@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from w2vbert.ops.lengths import lengths_to_mask
-from w2vbert.ops.masking import gather_frames, masked_frames, span_mask
+from w2vbert.ops.masking import gather_frames, masked_frames, noise_generator, span_mask
 
 START_PROB, SPAN = 0.065, 10
 FRAMES_PER_SECOND = 25  # of the encoder
@@ -82,19 +82,30 @@ def test_equal_generators_draw_equal_masks() -> None:
 def test_masked_frames_are_listed_in_order_of_time() -> None:
     mask = draw(torch.tensor([60, 31, 4, 1]))
     frames = masked_frames(mask)
-    assert frames.index.shape == frames.valid.shape == (4, int(frames.counts.max()))
+    assert frames.index.shape == (4, int(frames.counts.max()))
     for row, expected in enumerate(mask):
         count = int(frames.counts[row])
         assert frames.index[row, :count].tolist() == expected.nonzero().squeeze(1).tolist()
-        assert not frames.index[row, count:].any() and int(frames.valid[row].sum()) == count
+        assert not frames.index[row, count:].any()
 
 
 def test_no_mask_at_all_still_gives_a_shape() -> None:
     frames = masked_frames(torch.zeros(2, 5, dtype=torch.bool))
-    assert frames.index.tolist() == [[0], [0]] and not frames.valid.any()
+    assert frames.index.tolist() == [[0], [0]] and not frames.counts.any() and not len(frames.frames)
 
 
-def test_gathering_takes_the_listed_frames() -> None:
-    x = torch.randn(3, 20, 4, generator=generator())
+def test_taking_and_spreading_move_the_listed_frames_with_their_gradients() -> None:
+    x = torch.randn(3, 20, 4, generator=generator()).requires_grad_()
     frames = masked_frames(torch.rand(3, 20, generator=generator()) < 0.4)
-    torch.testing.assert_close(gather_frames(x, frames.index)[frames.valid], x[frames.mask])
+    taken = frames.take(x)
+    torch.testing.assert_close(taken, x[frames.mask])
+    spread = frames.spread(taken)
+    valid = torch.arange(frames.index.shape[1]) < frames.counts[:, None]
+    torch.testing.assert_close(spread, gather_frames(x, frames.index).masked_fill(~valid[..., None], 0.0))
+    (grad,) = torch.autograd.grad(spread.square().sum(), x)
+    torch.testing.assert_close(grad, 2 * x * frames.mask[..., None])
+
+
+def test_noise_on_the_cpu_comes_from_the_generator_itself() -> None:
+    source = generator()
+    assert noise_generator(source, torch.device("cpu")) is source

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from w2vbert.models.encoder import SpeechEncoder
 from w2vbert.models.random_projection import RandomProjectionQuantizer
 from w2vbert.models.w2v_bert import PretrainingLoss, W2vBertConfig, count_codes, predict_codes
-from w2vbert.ops.lengths import lengths_to_mask, zero_padding
-from w2vbert.ops.masking import gather_frames, masked_frames, span_mask
+from w2vbert.ops.lengths import lengths_to_mask, send, zero_padding
+from w2vbert.ops.masking import masked_frames, noise_generator, span_mask
 
 NOISE_STD = 0.1  # of what replaces masked filterbanks (section 3.2)
 
@@ -52,17 +52,18 @@ class BestRq(nn.Module):
         """
         config, stride = self.config, self.config.encoder.subsampling.stride
         codes = config.random_projection.codes
-        features = zero_padding(features, lengths_to_mask(lengths.to(features.device), features.shape[1]))
+        features = zero_padding(features, lengths_to_mask(send(lengths, features.device), features.shape[1]))
         features = F.pad(features, (0, 0, 0, -features.shape[1] % stride))  # (B, T, F), T a multiple of S
         encoded_lengths = config.encoder.subsampling.output_lengths(lengths)
         encoded_frames = features.shape[1] // stride
         mask = span_mask(encoded_lengths, encoded_frames, config.mask_start_prob, config.mask_span_frames, generator)
         frames = masked_frames(mask).to(features.device)
-        noise = NOISE_STD * torch.randn(features.shape, generator=generator).to(features)
+        source = noise_generator(generator, features.device)
+        noise = NOISE_STD * torch.randn(features.shape, generator=source, device=features.device).to(features.dtype)
         hidden = frames.mask.repeat_interleave(stride, dim=1)[..., None]  # (B, T, 1)
         output = self.encoder(torch.where(hidden, noise, features), lengths).output
         stacked = features.view(features.shape[0], encoded_frames, -1)  # (B, T/S, S F)
-        ids = self.quantizer(gather_frames(stacked, frames.index)[frames.valid])  # (N, G)
+        ids = self.quantizer(frames.take(stacked))  # (N, G)
         masked = predict_codes(self.code_linear, output, frames, ids)
         return PretrainingLoss(
             total=masked.loss, count=frames.counts.sum(), code_counts=count_codes(ids, codes), masked=masked

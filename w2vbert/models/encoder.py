@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from w2vbert.models.conformer import ConformerBlock, ConformerConfig
 from w2vbert.models.subsampling import SubsamplingConfig, make_feature_encoder
-from w2vbert.ops.lengths import padding_mask
+from w2vbert.ops.lengths import padding_mask, send
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class SpeechEncoder(nn.Module):
     def contextualize(self, encoded: Tensor, masked: Tensor, lengths: Tensor) -> EncoderOutput:
         """Runs the blocks on `masked` (B, T/4, C), which is `encoded` with its masked frames replaced."""
         mask = padding_mask(lengths, encoded.shape[1])
-        mask = None if mask is None else mask.to(encoded.device)
+        mask = None if mask is None else send(mask, encoded.device)
         x = self.dropout(self.input_linear(masked))
         for block in self.contrastive_blocks:
             x = block(x, mask)

@@ -118,7 +118,7 @@ class GumbelQuantizer(nn.Module):
         Args:
             x: (N, C), frames of mean 0 and variance 1.
             temperature: of the Gumbel softmax; only the gradient depends on it.
-            generator: source of the noise, on the CPU.
+            generator: source of the noise, on the device of `x`.
 
         Returns:
             QuantizerOutput.
@@ -128,8 +128,8 @@ class GumbelQuantizer(nn.Module):
             logits = self.logits(x.float()).view(shape)  # (N, G, V)
             noisy = logits
             if self.training:
-                exponential = torch.empty(shape).exponential_(generator=generator).clamp_(min=1e-10)
-                noisy = logits - exponential.log_().to(x.device)
+                exponential = torch.empty(shape, device=x.device).exponential_(generator=generator)
+                noisy = logits - exponential.clamp_(min=1e-10).log_()
             codes = noisy.argmax(-1)  # (N, G)
             vectors = straight_through_look_up((noisy / temperature).softmax(-1), self.codebook, codes)
             probs = logits.softmax(-1)  # (N, G, V)

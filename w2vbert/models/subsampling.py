@@ -6,7 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from w2vbert.ops.lengths import lengths_to_mask, subsampled_lengths, zero_padding
+from w2vbert.ops.lengths import lengths_to_mask, send, subsampled_lengths, zero_padding
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ class FeatureEncoder(nn.Module):
         lengths = subsampled_lengths(lengths)
         x = x.permute(0, 2, 1, 3).flatten(2)  # (B, T/4, C)
         x = F.layer_norm(x.float(), (self.output_dim,))
-        return zero_padding(x, lengths_to_mask(lengths.to(x.device), x.shape[1])), lengths
+        return zero_padding(x, lengths_to_mask(send(lengths, x.device), x.shape[1])), lengths
 
     @staticmethod
     def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
         """Zeros the padded frames of (B, C, T, F)."""
-        mask = lengths_to_mask(lengths.to(x.device), x.shape[2])  # (B, T)
+        mask = lengths_to_mask(send(lengths, x.device), x.shape[2])  # (B, T)
         return x.masked_fill(~mask[:, None, :, None], 0.0)
 
 
@@ -119,7 +119,7 @@ class FrameStacking(nn.Module):
         )  # (B, T/S, S F)
         lengths = self.config.output_lengths(lengths)
         x = F.layer_norm(x.float(), (self.config.output_dim,))
-        return zero_padding(x, lengths_to_mask(lengths.to(x.device), x.shape[1])), lengths
+        return zero_padding(x, lengths_to_mask(send(lengths, x.device), x.shape[1])), lengths
 
 
 def make_feature_encoder(config: SubsamplingConfig) -> nn.Module:

@@ -19,7 +19,8 @@ from w2vbert.models.encoder import EncoderConfig, EncoderOutput, SpeechEncoder
 from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, QuantizerOutput, diversity_loss, entropy_gap
 from w2vbert.models.random_projection import RandomProjectionConfig
 from w2vbert.ops.contrastive import ContrastiveLoss, contrastive_loss, draw_distractors
-from w2vbert.ops.masking import MaskedFrames, gather_frames, masked_frames, span_mask
+from w2vbert.ops.lengths import send
+from w2vbert.ops.masking import MaskedFrames, gather_frames, masked_frames, noise_generator, span_mask
 
 Objective = Literal["w2v-bert", "w2v-conformer", "no-contrastive", "best-rq"]
 
@@ -148,8 +149,7 @@ class PretrainingLoss:
 
 def predict_codes(linear: nn.Linear, output: Tensor, frames: MaskedFrames, ids: Tensor) -> MaskedPredictionLoss:
     """Cross-entropy of the codes `ids` (N, G) of the masked frames, predicted from `output` (B, T/4, D)."""
-    predicted = gather_frames(output, frames.index)[frames.valid]  # (N, D)
-    logits = linear(predicted).float().view(*ids.shape, linear.out_features // ids.shape[1])  # (N, G, V)
+    logits = linear(frames.take(output)).float().view(*ids.shape, linear.out_features // ids.shape[1])  # (N, G, V)
     loss = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
     return MaskedPredictionLoss(loss / ids.shape[1], (logits.argmax(-1) == ids).sum() / ids.shape[1])
 
@@ -198,11 +198,11 @@ class W2vBert(nn.Module):
         distractors = self._draw_distractors(frames, generator)
         frames = frames.to(encoded.device)
         # Unknown in the paper: the distribution of the random vectors. N(0, 1) has the scale of the normalised frames.
-        noise = torch.randn(encoded.shape, generator=generator).to(encoded)
+        source = noise_generator(generator, encoded.device)
+        noise = torch.randn(encoded.shape, generator=source, device=encoded.device).to(encoded.dtype)
         masked = torch.where(frames.mask[..., None], noise, encoded)
         output = self.encoder.contextualize(encoded, masked, encoded_lengths)
-        targets = gather_frames(encoded, frames.index)[frames.valid]  # (N, C)
-        quantized = self.quantizer(targets, temperature, generator)
+        quantized = self.quantizer(frames.take(encoded), temperature, source)
         return self._losses(output, quantized, frames, distractors)
 
     def _draw_distractors(self, frames: MaskedFrames, generator: torch.Generator) -> Tensor | None:
@@ -247,11 +247,8 @@ class W2vBert(nn.Module):
         distractors: Tensor | None,
     ) -> ContrastiveLoss:
         queries = linear(gather_frames(context, frames.index))  # (B, M, E)
-        targets = queries.new_zeros(queries.shape).to(quantized.vectors.dtype)
-        targets[frames.valid] = quantized.vectors
-        codes = quantized.codes.new_zeros(*frames.index.shape, quantized.codes.shape[1])  # (B, M, G)
-        codes[frames.valid] = quantized.codes
+        targets, codes = frames.spread(quantized.vectors), frames.spread(quantized.codes)  # (B, M, E), (B, M, G)
         temperature = self.config.contrastive_temperature
         if distractors is not None:
-            distractors = distractors.to(context.device)
+            distractors = send(distractors, context.device)
         return contrastive_loss(queries, targets, codes, frames.counts, distractors, temperature)

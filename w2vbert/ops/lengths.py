@@ -40,3 +40,10 @@ def padding_mask(lengths: Tensor, max_length: int) -> Tensor | None:
     if bool((lengths == max_length).all()):
         return None
     return lengths_to_mask(lengths, max_length)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on another device; to a GPU from pinned memory, since from other memory the host waits for the GPU."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)

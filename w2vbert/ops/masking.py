@@ -1,6 +1,7 @@
 """Span masks for masked prediction (w2v-BERT, section 2.3; wav2vec 2.0, section 3.1).
 
-B batch, T encoder frames, M the largest number of masked frames of an utterance in the batch.
+B batch, T encoder frames, M the largest number of masked frames of an utterance in the batch, N all masked frames of
+the batch.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from w2vbert.ops.lengths import lengths_to_mask
+from w2vbert.ops.lengths import lengths_to_mask, send
 
 
 @dataclass(frozen=True)
@@ -19,20 +20,29 @@ class MaskedFrames:
         mask: bool (B, T), True on masked frames; never on padding.
         index: int64 (B, M), the masked frames of each utterance in order of time, padded with 0.
         counts: int64 (B,), masked frames of each utterance.
+        frames: int64 (N,), the masked frames among the B T of the batch, utterance by utterance.
+        places: int64 (N,), where these stand among the B M places of `index`.
     """
 
     mask: Tensor
     index: Tensor
     counts: Tensor
+    frames: Tensor
+    places: Tensor
 
     def to(self, device: torch.device) -> "MaskedFrames":
         """The same on another device."""
-        return MaskedFrames(self.mask.to(device), self.index.to(device), self.counts.to(device))
+        tensors = (self.mask, self.index, self.counts, self.frames, self.places)
+        return MaskedFrames(*(send(tensor, device) for tensor in tensors))
 
-    @property
-    def valid(self) -> Tensor:
-        """bool (B, M), True where `index` holds a masked frame."""
-        return lengths_to_mask(self.counts, self.index.shape[1])
+    def take(self, x: Tensor) -> Tensor:
+        """The masked frames of (B, T, D) -> (N, D). A mask as index would make the host wait for a GPU to count."""
+        return x.flatten(0, 1).index_select(0, self.frames)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Masked frames (N, D) by utterance -> (B, M, D), zeros where an utterance has no more."""
+        places = x.new_zeros(self.index.numel(), x.shape[1])
+        return places.index_copy(0, self.places, x).view(*self.index.shape, x.shape[1])
 
 
 def span_mask(lengths: Tensor, max_length: int, start_prob: float, span: int, generator: torch.Generator) -> Tensor:
@@ -73,8 +83,17 @@ def masked_frames(mask: Tensor) -> MaskedFrames:
     counts = mask.sum(1)
     widest = max(int(counts.max()), 1)
     index = torch.argsort(mask.int(), dim=1, descending=True, stable=True)[:, :widest]  # (B, M)
-    index = index.masked_fill(~lengths_to_mask(counts, widest), 0)
-    return MaskedFrames(mask, index, counts)
+    valid = lengths_to_mask(counts, widest)  # (B, M)
+    frames, places = (x.flatten().nonzero().squeeze(1) for x in (mask, valid))
+    return MaskedFrames(mask, index.masked_fill(~valid, 0), counts, frames, places)
+
+
+def noise_generator(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Source of noise on `device`, which follows from the state of `generator`, on the CPU: that itself on the CPU."""
+    if device.type == "cpu":
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
 
 
 def gather_frames(x: Tensor, index: Tensor) -> Tensor:
