@@ -10,7 +10,7 @@ import json
 import mmap
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,10 @@ def _build(manifest: Path) -> CutIndex:
     ids, texts, speakers = [], [], []
     speaker_names: dict[str, str] = {}  # one object for each
     frames, offsets, records = array("i"), array("q", [0]), bytearray()
-    for cut in progress(_read_lines(manifest), desc=f"reading {manifest.name}", unit="cuts"):
+    lines: Iterable[dict[str, Any]] = _read_lines(manifest)
+    if manifest.stat().st_size >= KEPT_BYTES:
+        lines = progress(lines, desc=f"reading {manifest.name}", unit="cuts")
+    for cut in lines:
         if cut.get("features") is None:
             raise UserError(f"{manifest} holds {cut.get('id')} without features: make the features again")
         features = cut["features"]

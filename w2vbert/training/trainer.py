@@ -339,6 +339,7 @@ class Trainer:
         if self.watch is not None:
             self.watch.look(self.step, sums, self.optimizer)
         shown = ", ".join(f"{name} {metrics[name]:.3g}" for name in list(metrics)[:4])
+        shown += f", {metrics['hours_per_hour']:.3g} h of audio an hour"
         bar.set_postfix_str(shown, refresh=False)
 
     def _validate(self, writer: MetricsWriter | None) -> None:
