@@ -16,7 +16,7 @@ from w2vbert.decoding.search import SearchConfig, search
 from w2vbert.errors import UserError
 from w2vbert.models.transducer import Transducer, TransducerConfig
 from w2vbert.training.checkpoint import load_weights, read_model_card
-from w2vbert.training.trainer import choose_device, choose_precision
+from w2vbert.training.device import choose_device, choose_precision
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from w2vbert.errors import Unfinished, UserError
 from w2vbert.log import logger, progress
 from w2vbert.training.checkpoint import Weights, check_room, load_newest, save_checkpoint, save_weights
+from w2vbert.training.device import choose_device, choose_precision
 from w2vbert.training.distributed import ALONE, COMPUTING, LOADING, WAITING, Replica, join_world
 from w2vbert.training.interruption import Interrupted, StopRequest
 from w2vbert.training.metrics import MetricsWriter, Panel, draw_curves
@@ -102,20 +103,6 @@ class TrainResult:
     audio_hours: float
     minutes: float
     best: dict[str, float]
-
-
-def choose_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The data type of the matrix products; see `TrainConfig.precision`."""
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 class Trainer:
