@@ -190,8 +190,9 @@ def test_arguments_reach_the_tasks(tasks: Callable[..., list[tuple[object, ...]]
     assert cli.main("prepare corpus C O --train a,b --unlabelled e --nj 2 --force".split()) == 0
     assert calls == [(Path("C"), Path("O"), {"train": ["a", "b"], "dev": [], "test": [], "unlabelled": ["e"]}, 2, True)]
     calls = tasks("finetune", "finetune")
-    assert cli.main("finetune D O --tokenizer T --init scratch --config c.yaml --set a=1 --set b=2".split()) == 0
-    assert calls == [(Path("D"), Path("O"), Path("T"), "scratch", None, Path("c.yaml"), ["a=1", "b=2"], False)]
+    command = "finetune D O --tokenizer T --init scratch --config c.yaml --set a=1 --set b=2 --max-hours 1.5"
+    assert cli.main(command.split()) == 0
+    assert calls == [(Path("D"), Path("O"), Path("T"), "scratch", None, Path("c.yaml"), ["a=1", "b=2"], False, 1.5)]
     calls = tasks("decode", "decode_splits")
     assert cli.main("decode --model M --lm L --data D --split dev --split test --out O".split()) == 0
     assert calls == [(Path("M"), Path("D"), ["dev", "test"], Path("O"), Path("L"), None, [], False)]
