@@ -1,6 +1,6 @@
 """Layers that keep only their input, against the plain layers: values, gradients, what is kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,6 +12,14 @@ from w2vbert.ops.recompute import batch_norm_swish_linear, glu_convolution, norm
 EPS = 1e-5
 MASK = torch.arange(9) < torch.tensor([9, 4, 1])[:, None]  # (3, 9)
 Layer = Callable[..., Tensor]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -133,3 +141,11 @@ def test_dropout_is_that_of_torch_with_its_gradient() -> None:
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), [x, weight]) for y in (found, expected)), strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-10)
+
+
+def test_long_input_on_two_threads(two_threads: None) -> None:
+    """oneDNN once took minutes here for each new length."""
+    x, weight = torch.randn(1, 801, 288, dtype=torch.bfloat16), torch.randn(144, 1, 15)
+    ours = glu_convolution(x, weight.bfloat16(), 7, None)
+    plain = F.conv1d(F.glu(x.float()).transpose(1, 2), weight, padding=7, groups=144).transpose(1, 2)
+    assert torch.allclose(ours.float(), plain, rtol=0.05, atol=0.05)

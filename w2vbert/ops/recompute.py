@@ -233,7 +233,9 @@ def _depthwise(x: Tensor, weight: Tensor, padding: int, skip: int) -> Tensor:
     Returns:
         (B, T, D): T outputs after the skipped ones.
     """
-    image = x.transpose(1, 2)[:, :, None]  # (B, D, 1, T), in memory with the channels last
-    taps = weight[:, :, None].contiguous(memory_format=torch.channels_last)  # (D, 1, 1, K)
-    y = F.conv2d(image, taps, padding=(0, padding), groups=x.shape[2])[:, :, 0].transpose(1, 2)
+    # Time is the height of the image: along the width oneDNN unrolls, and with two threads and hundreds of frames it
+    # spends minutes on making the code for each new length.
+    image = x[:, :, None].permute(0, 3, 1, 2)  # (B, D, T, 1), in memory with the channels last
+    taps = weight[..., None].contiguous(memory_format=torch.channels_last)  # (D, 1, K, 1)
+    y = F.conv2d(image, taps, padding=(padding, 0), groups=x.shape[2])[..., 0].transpose(1, 2)
     return y[:, skip : skip + x.shape[1]]
