@@ -201,7 +201,10 @@ def test_every_folder_can_be_described(capsys: pytest.CaptureFixture[str]) -> No
         ("tokenizer synth out", "needs the text of a train split"),
         ("lm manifests out --tokenizer lm", "is not a tokenizer"),
         ("pretrain manifests out", "holds cuts without features"),
-        ("finetune fbank out --tokenizer tok --init exp/scratch --config finetune.yaml", "a w2v-bert model is needed"),
+        (
+            "finetune fbank out --tokenizer tok --init exp/scratch --config finetune.yaml",
+            "a w2v-bert or encoder model is needed",
+        ),
         ("decode --model exp/pre synth/test", "a transducer model is needed"),
         ("decode --model fbank synth/test", "fbank is not a model folder"),
         ("decode --model exp/tuned synth/test --lm lm", "a language model needs a beam search"),
