@@ -1,18 +1,17 @@
 """The command line: each command parses, then imports its task and calls it, so that `--help` answers at once."""
 
 # No `from __future__ import annotations` here: Typer reads the annotations of the commands.
-import functools
 import io
 import itertools
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
@@ -20,7 +19,7 @@ from w2vbert import __version__
 from w2vbert.config import load_config
 from w2vbert.errors import REQUEUE_EXIT_CODE, Unfinished, UserError
 from w2vbert.log import setup_logging
-from w2vbert.stages import Call
+from w2vbert.stages import skipping_what_is_done
 
 # Threads that wait for one another sleep instead of spinning (set before torch is imported). With another busy program
 # on two cores a pre-training step took 1.2 s with spinning and 0.19 s without.
@@ -53,7 +52,6 @@ MaxHours = Annotated[
     typer.Option("--max-hours", metavar="H", min=0.0, help="Save and stop after H hours, with exit code 75."),
 ]
 MAY_BE_EMPTY = ("--train", "--dev", "--test", "--unlabelled")
-NO_EFFECT = ("nj", "force", "max_hours")  # on what a command makes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,26 +118,6 @@ def _is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def _skipping_what_is_done(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that ends before it loads anything heavy if the same call has made its OUT and nothing has changed."""
-
-    @functools.wraps(command)
-    def run(**arguments: Any) -> None:
-        if arguments["out"] is None:
-            command(**arguments)
-            return
-        config = arguments["config"] if "config" in arguments else None
-        settings = config.read_text(encoding="utf-8", errors="replace") if config and config.is_file() else None
-        typed = {name: value for name, value in arguments.items() if name not in NO_EFFECT}
-        call = Call(arguments["out"], [command.__name__, typed, settings])
-        if not arguments["force"] and call.is_done():
-            return
-        command(**arguments)
-        call.note()
-
-    return run
-
-
 def _describe(error: Exception) -> str:
     """One line for an error that the user can mend."""
     if isinstance(error, _USAGE_ERROR):
@@ -181,7 +159,7 @@ def start(
 
 
 @prepare.command("synth")
-@_skipping_what_is_done
+@skipping_what_is_done
 def prepare_synth(out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
     """Make a corpus of synthetic speech in LibriSpeech's layout."""
     from w2vbert.data.synthesis import SynthConfig
@@ -191,7 +169,7 @@ def prepare_synth(out: Out, config: Config = None, set_: Set = None, force: Forc
 
 
 @prepare.command("corpus")
-@_skipping_what_is_done
+@skipping_what_is_done
 def prepare_corpus(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder in LibriSpeech's layout.")],
     out: Out,
@@ -216,7 +194,7 @@ def prepare_corpus(
 
 
 @app.command()
-@_skipping_what_is_done
+@skipping_what_is_done
 def features(
     manifests: Manifests, out: Out, nj: Jobs = 1, config: Config = None, set_: Set = None, force: Force = False
 ) -> None:
@@ -228,7 +206,7 @@ def features(
 
 
 @app.command()
-@_skipping_what_is_done
+@skipping_what_is_done
 def tokenizer(manifests: Manifests, out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
     """Train a tokenizer on the transcripts of the train split."""
     from w2vbert.data.tokenizer import TokenizerConfig
@@ -238,7 +216,7 @@ def tokenizer(manifests: Manifests, out: Out, config: Config = None, set_: Set =
 
 
 @app.command()
-@_skipping_what_is_done
+@skipping_what_is_done
 def lm(
     manifests: Manifests,
     out: Out,
@@ -257,7 +235,7 @@ def lm(
 
 
 @app.command("import")
-@_skipping_what_is_done
+@skipping_what_is_done
 def import_(
     source: Annotated[Path, typer.Argument(metavar="HF_DIR", help="Folder of config.json and model.safetensors.")],
     out: Out,
@@ -272,7 +250,7 @@ def import_(
 
 
 @app.command()
-@_skipping_what_is_done
+@skipping_what_is_done
 def pretrain(
     data: Data,
     out: Out,
@@ -291,7 +269,7 @@ def pretrain(
 
 
 @app.command()
-@_skipping_what_is_done
+@skipping_what_is_done
 def finetune(
     data: Data,
     out: Out,
@@ -310,7 +288,7 @@ def finetune(
 
 
 @app.command()
-@_skipping_what_is_done
+@skipping_what_is_done
 def average(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder made by `finetune` or `pretrain`.")],
     out: Out,
@@ -328,7 +306,7 @@ def average(
 
 
 @app.command("pseudo-label")
-@_skipping_what_is_done
+@skipping_what_is_done
 def pseudo_label(
     data: Data,
     out: Out,
@@ -345,7 +323,7 @@ def pseudo_label(
 
 
 @app.command()
-@_skipping_what_is_done
+@skipping_what_is_done
 def decode(
     model: Model,
     inputs: Annotated[

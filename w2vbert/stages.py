@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ STAMP = ".stamp.json"
 MADE_AGAIN = ".index"  # name of folders whose content is a copy, for speed, of what lies beside them
 STARTED = ".started.json"
 CALL = ".call.json"
+NO_EFFECT = ("nj", "force", "max_hours")  # arguments that change nothing in what a command makes
 HASHED_BYTES = 64 * 2**20  # larger input files are known by size and time of change, not by content
 
 
@@ -201,6 +202,26 @@ class Call:
 
     def _fingerprint(self, stamp: Mapping[str, Any]) -> str:
         return _hash_json([self.typed, os.getcwd(), _hash_code(), stamp["fingerprint"]])
+
+
+def skipping_what_is_done(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends before it loads anything heavy if the same call has made its OUT and nothing has changed."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        if arguments["out"] is None:
+            command(**arguments)
+            return
+        config = arguments["config"] if "config" in arguments else None
+        settings = config.read_text(encoding="utf-8", errors="replace") if config and config.is_file() else None
+        typed = {name: value for name, value in arguments.items() if name not in NO_EFFECT}
+        call = Call(arguments["out"], [command.__name__, typed, settings])
+        if not arguments["force"] and call.is_done():
+            return
+        command(**arguments)
+        call.note()
+
+    return run
 
 
 def run_step(step: Step, work: Callable[[Path], None], force: bool = False) -> bool:
