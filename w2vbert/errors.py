@@ -7,12 +7,12 @@ REQUEUE_EXIT_CODE = 75
 class UserError(ValueError):
     """Something that the user can mend: says in one line what is wrong, where, and what to do.
 
-    `cli.py` prints it as `error: ...` and exits with code 2.
+    `cli` prints it as `error: ...` and exits with code 2.
     """
 
 
 class Unfinished(Exception):
     """A run has saved its state and stopped before its end, because it was told to.
 
-    `cli.py` prints it and exits with `REQUEUE_EXIT_CODE`.
+    `cli` prints it and exits with `REQUEUE_EXIT_CODE`.
     """

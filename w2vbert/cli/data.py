@@ -1,0 +1,27 @@
+"""Commands that extract features and train tokenizers."""
+
+from w2vbert.cli.options import Config, Force, Jobs, Manifests, Out, Set, app
+from w2vbert.config import load_config
+from w2vbert.stages import skipping_what_is_done
+
+
+@app.command()
+@skipping_what_is_done
+def features(
+    manifests: Manifests, out: Out, nj: Jobs = 1, config: Config = None, set_: Set = None, force: Force = False
+) -> None:
+    """Extract and store filter banks."""
+    from w2vbert.data.features import ExtractionConfig
+    from w2vbert.tasks import prepare as task
+
+    task.extract_features(manifests, out, load_config(ExtractionConfig, config, set_ or []), nj, force)
+
+
+@app.command()
+@skipping_what_is_done
+def tokenizer(manifests: Manifests, out: Out, config: Config = None, set_: Set = None, force: Force = False) -> None:
+    """Train a tokenizer on the transcripts of the train split."""
+    from w2vbert.data.tokenizer import TokenizerConfig
+    from w2vbert.tasks import prepare as task
+
+    task.train_tokenizer(manifests, out, load_config(TokenizerConfig, config, set_ or []), force)
