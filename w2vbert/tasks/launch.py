@@ -70,7 +70,12 @@ def _explain(error: "ChildFailedError") -> int:
     return 1
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Entry point of `w2vbert-launch`."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a training sets its own number of threads
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warning for each process that DDP looks for unused parts
-    sys.exit(launch(sys.argv[1:]))
+    return launch(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
