@@ -8,7 +8,7 @@ import torch
 from tests.decoding.toys import ToyTransducer
 from w2vbert.decoding import scorers
 from w2vbert.decoding.ngram import NgramConfig, estimate, piece_word
-from w2vbert.decoding.scorers import NgramScorer
+from w2vbert.decoding.scorers import NgramScorer, WeightedScorer
 from w2vbert.decoding.search import SearchConfig, search
 from w2vbert.errors import UserError
 
@@ -63,9 +63,10 @@ def test_fusion_adds_what_kenlm_gives_for_the_whole_text(folder: Path) -> None:
     model, scorer = ToyTransducer(vocab_size=len(PIECES), seed=1), NgramScorer.load(folder, PIECES)
     encoder_out = 2 * torch.randn(6, 10, 8)
     lengths = torch.tensor([10, 7, 9, 10, 1, 4])
-    config = SearchConfig(method="beam", beam_size=6, nbest=6, lm_weight=0.6)
-    for ranked in search(model, encoder_out, lengths, config, [scorer]):
+    config = SearchConfig(method="beam", beam_size=6, nbest=6)
+    for ranked in search(model, encoder_out, lengths, config, [WeightedScorer("ngram", scorer, 0.6)]):
         for h in ranked:
+            assert h.scores == pytest.approx({"ngram": whole(folder, h.tokens)}, abs=1e-3)
             assert h.score - h.model_score == pytest.approx(0.6 * whole(folder, h.tokens), abs=1e-3)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tests.decoding.toys import ToyScorer, ToyTransducer, all_sequences, exact_log_prob, label_log_probs
 from w2vbert.decoding.hypothesis import Hypothesis
+from w2vbert.decoding.scorers import WeightedScorer
 from w2vbert.decoding.search import SearchConfig, search
 
 
@@ -85,8 +86,9 @@ def test_a_wide_beam_is_an_exhaustive_search(max_symbols: int, frames: int, beam
 def test_scorers_are_added_for_each_label_and_for_the_end() -> None:
     model, scorer = ToyTransducer(vocab_size=4, seed=3), ToyScorer(4)
     encoder_out, lengths = batch(model, count=4, frames=5)
-    config = SearchConfig(method="beam", beam_size=400, nbest=400, lm_weight=0.7, length_bonus=0.2)
-    found = search(model, encoder_out, lengths, config, [scorer, scorer])
+    config = SearchConfig(method="beam", beam_size=400, nbest=400, length_bonus=0.2)
+    weighted = [WeightedScorer("one", scorer, 0.9), WeightedScorer("two", scorer, 0.5)]
+    found = search(model, encoder_out, lengths, config, weighted)
     for row, length in enumerate(lengths.tolist()):
         assert len(found[row]) == len(all_sequences(4, length))
         for h in found[row]:
@@ -94,13 +96,14 @@ def test_scorers_are_added_for_each_label_and_for_the_end() -> None:
             fused = exact + 2 * 0.7 * scorer.whole(h.tokens) + 0.2 * len(h.tokens)
             assert h.model_score == pytest.approx(exact, abs=1e-4)
             assert h.score == pytest.approx(fused, abs=1e-4)
+            assert h.scores == pytest.approx({"one": scorer.whole(h.tokens), "two": scorer.whole(h.tokens)}, abs=1e-4)
 
 
 @pytest.mark.parametrize("max_symbols", [1, 2])
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_a_batch_gives_each_utterance_what_it_gets_alone(method: Literal["greedy", "beam"], max_symbols: int) -> None:
     model = ToyTransducer(vocab_size=10, joiner_dim=16, seed=4)
-    scorers = [ToyScorer(10)] if method == "beam" else []
+    scorers = [WeightedScorer("toy", ToyScorer(10), 0.3)] if method == "beam" else []
     encoder_out, lengths = batch(model, count=12, frames=20)
     config = SearchConfig(method=method, max_symbols_per_frame=max_symbols, nbest=3 if method == "beam" else 1)
     together = search(model, encoder_out, lengths, config, scorers)
@@ -195,7 +198,18 @@ def test_contradictions_are_refused() -> None:
     with pytest.raises(ValueError, match="method: beam"):
         SearchConfig(method="greedy", length_bonus=1.0)
     with pytest.raises(ValueError, match="method: beam"):
-        search(ToyTransducer(), torch.zeros(1, 1, 8), torch.tensor([1]), SearchConfig(), [ToyScorer(4)])
+        search(
+            ToyTransducer(),
+            torch.zeros(1, 1, 8),
+            torch.tensor([1]),
+            SearchConfig(),
+            [WeightedScorer("toy", ToyScorer(4), 0.3)],
+        )
+    twice = [WeightedScorer("toy", ToyScorer(4), weight) for weight in (0.1, 0.2)]
+    with pytest.raises(ValueError, match="a name of its own"):
+        search(ToyTransducer(), torch.zeros(1, 1, 8), torch.tensor([1]), SearchConfig(method="beam"), twice)
+    with pytest.raises(ValueError, match="weight of toy: inf"):
+        WeightedScorer("toy", ToyScorer(4), math.inf)
 
 
 def test_confidence_is_the_geometric_mean_of_the_label_probabilities() -> None:
@@ -203,7 +217,9 @@ def test_confidence_is_the_geometric_mean_of_the_label_probabilities() -> None:
     assert h.confidence == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("change", [{"beam_size": 10**6}, {"lm_weight": float("inf")}, {"length_bonus": float("nan")}])
+@pytest.mark.parametrize(
+    "change", [{"beam_size": 10**6}, {"blank_penalty": float("inf")}, {"length_bonus": float("nan")}]
+)
 def test_limits_of_the_beam(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="is not allowed"):
         SearchConfig(method="beam", **change)  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ STEPS = DATA | TRAININGS | {LABELS} | DECODINGS
 
 OPTIM = {"learning_rate": 3e-2, "warmup_steps": 2}  # high, to forget the unknown piece in a few steps
 BEAM = {"method": "beam", "beam_size": 2, "length_bonus": 4.0}
-BEAM_LM = {**BEAM, "lm_weight": 0.5}  # finds words even with a model that has learned next to nothing
+FUSION = {"ngram": 0.5}  # finds words even with a model that has learned next to nothing
 ENCODER = {
     "subsampling": {"num_mel_bins": 80, "channels": [4, 4]},
     "block": {"dim": 16, "heads": 2, "feed_forward_dim": 32, "positions": "rotary", "dropout_prob": 0.1},
@@ -90,10 +90,10 @@ CONF: dict[str, dict[str, Any]] = {
         "batch_seconds": 10,
     },
     "finetune": {"encoder": ENCODER, **TRANSDUCER},
-    "pseudo_label": {"search": BEAM_LM, "keep_share": 0.9, "max_words_per_second": 100.0},
+    "pseudo_label": {"search": BEAM, "fusion": FUSION, "keep_share": 0.9, "max_words_per_second": 100.0},
     "student": TRANSDUCER,
     "decode": {"search": BEAM},
-    "decode_lm": {"search": BEAM_LM},
+    "decode_lm": {"search": BEAM, "fusion": FUSION},
 }
 # Options of a call, a file or folder at whose appearance the script is killed, and the step that this interrupts.
 KILLS = (

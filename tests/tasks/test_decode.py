@@ -226,9 +226,9 @@ def test_the_language_model_counts(decode: Callable[..., dict[str, Any]], prepar
     file = write(tmp_path / "a.wav", noise(1.5))
     beam = ("--set", "search.method=beam", "--set", "search.beam_size=3")
     plain = decode(file, *beam)[str(file)]["text"]
-    fused = decode(file, *beam, "--lm", prepared.lm, "--set", "search.lm_weight=2")[str(file)]["text"]
+    fused = decode(file, *beam, "--lm", prepared.lm, "--set", "fusion.ngram=2")[str(file)]["text"]
     assert plain != fused
-    assert decode(file, *beam, "--lm", prepared.lm, "--set", "search.lm_weight=0")[str(file)]["text"] == plain
+    assert decode(file, *beam, "--lm", prepared.lm, "--set", "fusion.ngram=0")[str(file)]["text"] == plain
 
 
 def test_what_the_user_can_mend_is_one_line(fails: Callable[..., str], prepared: Prepared, tmp_path: Path) -> None:

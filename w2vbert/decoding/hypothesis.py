@@ -1,7 +1,8 @@
 """What a search returns for an utterance."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Hypothesis:
     """Log-probability by the transducer alone, summed over the alignments that the search kept."""
     posterior: float = 1.0
     """Share of this hypothesis among all that were left in the beam, in 0 .. 1 (1 for a greedy search)."""
+    scores: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """Log-probability of the whole text by each scorer of the search, without its weight, with the end of the sentence
+    where the scorer knows one."""
 
     @property
     def confidence(self) -> float:

@@ -42,6 +42,25 @@ class Scorer(Protocol):
         """Log-probability that the sentence ends here, (N,) float32."""
 
 
+@dataclass(frozen=True)
+class WeightedScorer:
+    """A scorer of a search.
+
+    Attributes:
+        name: of its own in the search; n-best lists keep the scores by it.
+        scorer: what scores.
+        weight: of its log-probabilities beside the model's; below 0 to subtract them.
+    """
+
+    name: str
+    scorer: Scorer
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ValueError(f"weight of {self.name}: {self.weight} is not allowed: a finite number")
+
+
 def load_kenlm(model_file: Path) -> Any:
     """A `kenlm.Model` from an ARPA or binary file, without a word on the terminal.
 

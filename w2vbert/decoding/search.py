@@ -10,7 +10,7 @@ channels, V labels with the blank. Utterances are sorted by length, so those tha
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from w2vbert.decoding.beam import NEVER, Step, Texts, merge_closed, merge_emissions, trace
 from w2vbert.decoding.hypothesis import Hypothesis
-from w2vbert.decoding.scorers import Scorer
+from w2vbert.decoding.scorers import WeightedScorer
 
 State = tuple[Tensor, ...]
 MAX_BEAM_SIZE = 1000
@@ -66,8 +66,8 @@ class SearchConfig:
     """Hypotheses kept for each utterance (beam only)."""
     max_symbols_per_frame: int = 1
     """Labels that one encoder frame may emit."""
-    lm_weight: float = 0.3
-    """Weight of the scorers' log-probabilities beside the model's (beam only; no effect without a scorer)."""
+    blank_penalty: float = 0.0
+    """Subtracted from the blank's score before the softmax, in nats: above 0 against deletions."""
     length_bonus: float = 0.0
     """Added to the score for each label, in nats (beam only): above 0 for longer texts."""
     length_normalization: bool = False
@@ -81,7 +81,7 @@ class SearchConfig:
                 raise ValueError(f"{key}: {getattr(self, key)} is not allowed: at least 1")
         if self.beam_size > MAX_BEAM_SIZE:
             raise ValueError(f"beam_size: {self.beam_size} is not allowed: at most {MAX_BEAM_SIZE}")
-        for key in ("lm_weight", "length_bonus"):
+        for key in ("blank_penalty", "length_bonus"):
             if not math.isfinite(getattr(self, key)):
                 raise ValueError(f"{key}: {getattr(self, key)} is not allowed: a finite number")
         if self.method == "greedy" and (self.nbest > 1 or self.length_bonus or self.length_normalization):
@@ -96,25 +96,27 @@ def search(
     encoder_out: Tensor,
     lengths: Tensor,
     config: SearchConfig,
-    scorers: Sequence[Scorer] = (),
+    scorers: Sequence[WeightedScorer] = (),
     unknown: int | None = None,
 ) -> list[list[Hypothesis]]:
     """The best label sequences of each utterance, best first.
 
     encoder_out: (B, T, J) float, as `Transducer.encode` returns it; frames beyond `lengths` are not read.
-    lengths: (B,) int64, frames. scorers: for the beam, each weighted with `config.lm_weight`.
+    lengths: (B,) int64, frames. scorers: for the beam; each with a name of its own.
     unknown: label that is never emitted, since it stands for no text; the others share its probability.
     Raises ValueError when a greedy search is given scorers.
     """
     if config.method == "greedy" and scorers:
         raise ValueError("a greedy search takes no language model: set method: beam")
+    if len({weighted.name for weighted in scorers}) < len(scorers):
+        raise ValueError(f"each scorer needs a name of its own: {[weighted.name for weighted in scorers]}")
     if encoder_out.shape[0] == 0:
         return []
     sorted_lengths, order = lengths.to(encoder_out.device).sort(descending=True, stable=True)
     encoder_out = encoder_out[order]
     frame_counts = sorted_lengths.tolist()
     if config.method == "greedy":
-        found = [[h] for h in _greedy_search(model, encoder_out, frame_counts, config.max_symbols_per_frame, unknown)]
+        found = [[h] for h in _greedy_search(model, encoder_out, frame_counts, config, unknown)]
     else:
         found = _BeamSearch(model, config, scorers, unknown).run(encoder_out, frame_counts)
     results: list[list[Hypothesis]] = [[] for _ in found]
@@ -133,8 +135,12 @@ def _running(frame_counts: list[int]) -> list[int]:
     return running
 
 
-def _log_probs(model: Transducer, encoder_frame: Tensor, predictor_out: Tensor, unknown: int | None) -> Tensor:
+def _log_probs(
+    model: Transducer, encoder_frame: Tensor, predictor_out: Tensor, unknown: int | None, blank_penalty: float
+) -> Tensor:
     logits = model.joiner(encoder_frame, predictor_out).float()
+    if blank_penalty:
+        logits[..., model.blank] -= blank_penalty
     if unknown is not None:
         logits[..., unknown] = NEVER
     return logits.log_softmax(-1)
@@ -154,7 +160,7 @@ def _run_predictor(model: Transducer, out: Tensor, state: State, rows: Tensor, t
 
 
 def _greedy_search(
-    model: Transducer, encoder_out: Tensor, frame_counts: list[int], max_symbols: int, unknown: int | None
+    model: Transducer, encoder_out: Tensor, frame_counts: list[int], config: SearchConfig, unknown: int | None
 ) -> list[Hypothesis]:
     """encoder_out: (B, T, J), sorted by falling length."""
     device = encoder_out.device
@@ -163,8 +169,9 @@ def _greedy_search(
     emissions: list[tuple[int, Tensor, Tensor, Tensor]] = []  # frame, rows, tokens, log-probabilities
     for frame, running in enumerate(_running(frame_counts)):
         rows = torch.arange(running, device=device)
-        for _ in range(max_symbols):
-            best, tokens = _log_probs(model, encoder_out[rows, frame], out[rows], unknown).max(-1)
+        for _ in range(config.max_symbols_per_frame):
+            log_probs = _log_probs(model, encoder_out[rows, frame], out[rows], unknown, config.blank_penalty)
+            best, tokens = log_probs.max(-1)
             score[rows] += best
             emitted = (tokens != model.blank).nonzero().squeeze(1)
             if len(emitted) == 0:
@@ -176,10 +183,12 @@ def _greedy_search(
     for frame, rows, tokens, log_probs in emissions:
         for row, token, log_prob in zip(rows.tolist(), tokens.tolist(), log_probs.tolist(), strict=True):
             paths[row].append((token, frame, log_prob))
-    return [_hypothesis(path, value, value, 1.0) for path, value in zip(paths, score.tolist(), strict=True)]
+    return [_hypothesis(path, value, value, 1.0, {}) for path, value in zip(paths, score.tolist(), strict=True)]
 
 
-def _hypothesis(path: list[tuple[int, int, float]], score: float, model_score: float, posterior: float) -> Hypothesis:
+def _hypothesis(
+    path: list[tuple[int, int, float]], score: float, model_score: float, posterior: float, scores: Mapping[str, float]
+) -> Hypothesis:
     return Hypothesis(
         tokens=tuple(token for token, _, _ in path),
         frames=tuple(frame for _, frame, _ in path),
@@ -187,6 +196,7 @@ def _hypothesis(path: list[tuple[int, int, float]], score: float, model_score: f
         score=score,
         model_score=model_score,
         posterior=posterior,
+        scores=scores,
     )
 
 
@@ -199,6 +209,8 @@ class _Beam:
     """(n, K), the model's, summed over merged alignments."""
     fusion: Tensor
     """(n, K), weighted scorers and length bonus: a function of the text alone."""
+    by_scorer: Tensor
+    """(S, n, K), what each scorer gives the text, without its weight."""
     gain: Tensor
     """(n, K, V), what the next label will add to `fusion`."""
     out: Tensor
@@ -215,13 +227,20 @@ class _Ended:
     score: Tensor
     log_prob: Tensor
     length: Tensor
+    by_scorer: Tensor
+    """(S, m, K), with the end of the sentence."""
 
 
 class _BeamSearch:
     """One beam search over a batch."""
 
-    def __init__(self, model: Transducer, config: SearchConfig, scorers: Sequence[Scorer], unknown: int | None) -> None:
-        self.model, self.config, self.scorers, self.unknown = model, config, scorers, unknown
+    def __init__(
+        self, model: Transducer, config: SearchConfig, scorers: Sequence[WeightedScorer], unknown: int | None
+    ) -> None:
+        self.model, self.config, self.unknown = model, config, unknown
+        self.scorers = [weighted.scorer for weighted in scorers]
+        self.names = [weighted.name for weighted in scorers]
+        self.weights = [weighted.weight for weighted in scorers]
 
     def run(self, encoder_out: Tensor, frame_counts: list[int]) -> list[list[Hypothesis]]:
         """encoder_out: (B, T, J), sorted by falling length."""
@@ -253,6 +272,7 @@ class _BeamSearch:
             texts=Texts.empty(batch, beam_size, self.model.blank, device),
             log_prob=log_prob,
             fusion=torch.zeros_like(log_prob),
+            by_scorer=log_prob.new_zeros(len(self.scorers), *log_prob.shape),
             gain=self._gain(scorer_states, log_prob),
             out=out,
             state=state,
@@ -262,8 +282,8 @@ class _BeamSearch:
     def _gain(self, scorer_states: Sequence[Any], like: Tensor) -> Tensor:
         """What each next label adds to the score beside the model, (n, K, V); `like`: (n, K)."""
         gain = torch.full((*like.shape, self.model.vocab_size), self.config.length_bonus, device=like.device)
-        for scorer, state in zip(self.scorers, scorer_states, strict=True):
-            gain = gain + self.config.lm_weight * scorer.scores(state).view_as(gain)
+        for scorer, weight, state in zip(self.scorers, self.weights, scorer_states, strict=True):
+            gain = gain + weight * scorer.scores(state).view_as(gain)
         return gain
 
     def _expand(
@@ -276,7 +296,8 @@ class _BeamSearch:
         """
         (n, k), blank = beam.log_prob.shape, self.model.blank
         expanded = encoder_frame.unsqueeze(1).expand(-1, k, -1).reshape(n * k, -1)  # (n * K, J)
-        log_probs = _log_probs(self.model, expanded, beam.out, self.unknown).view(n, k, -1)  # (n, K, V)
+        log_probs = _log_probs(self.model, expanded, beam.out, self.unknown, self.config.blank_penalty)
+        log_probs = log_probs.view(n, k, -1)  # (n, K, V)
         v = log_probs.shape[-1]
         keep = beam.log_prob + torch.where(is_open, log_probs[..., blank], 0.0)  # (n, K)
         emit = beam.log_prob.unsqueeze(-1) + log_probs  # (n, K, V)
@@ -301,7 +322,12 @@ class _BeamSearch:
         step = Step(frame, parent, token, log_probs.flatten(1).gather(1, parent * v + token))
         log_prob = torch.where(kept, keep.gather(1, slots), emit.flatten(1).gather(1, label_index))
         added = torch.where(kept, 0.0, beam.gain.flatten(1).gather(1, label_index))
+        by_scorer = [values.gather(1, slots) for values in beam.by_scorer]
+        for number, (scorer, state) in enumerate(zip(self.scorers, beam.scorer_states, strict=True)):
+            gained = scorer.scores(state).view(n, -1).gather(1, label_index)
+            by_scorer[number] = by_scorer[number] + torch.where(kept, 0.0, gained)
         beam = replace(beam, log_prob=log_prob, fusion=beam.fusion.gather(1, slots) + added)
+        beam = replace(beam, by_scorer=torch.stack(by_scorer) if by_scorer else beam.by_scorer)
         beam = self._advance(beam, slots, labels, ~kept & (top > NEVER))
         return beam, step, ~kept & (top > NEVER) & (not last_round)
 
@@ -327,10 +353,13 @@ class _BeamSearch:
         log_prob, k = beam.log_prob[running:], beam.log_prob.shape[1]
         score = log_prob + beam.fusion[running:]
         rows = torch.arange(running * k, beam.log_prob.numel(), device=score.device)
-        for scorer, state in zip(self.scorers, beam.scorer_states, strict=True):
+        by_scorer = beam.by_scorer[:, running:].clone()
+        for number, (scorer, state) in enumerate(zip(self.scorers, beam.scorer_states, strict=True)):
             last = scorer.advance(state, rows, torch.full_like(rows, self.model.blank), rows < 0)
-            score = score + self.config.lm_weight * scorer.final(last).view_as(score)
-        return _Ended(score, log_prob, beam.texts.length[running:])
+            final = scorer.final(last).view_as(score)
+            by_scorer[number] += final
+            score = score + self.weights[number] * final
+        return _Ended(score, log_prob, beam.texts.length[running:], by_scorer)
 
     def _first(self, beam: _Beam, running: int) -> _Beam:
         """The beams of the first `running` utterances."""
@@ -339,6 +368,7 @@ class _BeamSearch:
             texts=beam.texts.first(running),
             log_prob=beam.log_prob[:running],
             fusion=beam.fusion[:running],
+            by_scorer=beam.by_scorer[:, :running],
             gain=beam.gain[:running],
             out=beam.out[: len(rows)],
             state=tuple(part[:, : len(rows)] for part in beam.state),
@@ -358,8 +388,11 @@ class _BeamSearch:
         order = score.argsort(dim=1, descending=True, stable=True)[:, : self.config.nbest]
         paths = trace(steps, order, self.model.blank)
         results: list[list[Hypothesis]] = []
+        by_scorer = torch.cat([part.by_scorer for part in ended], 1).gather(2, order.expand(len(self.names), -1, -1))
+        scores = by_scorer.permute(1, 2, 0).tolist()  # (B, N, S)
         columns = [values.gather(1, order).tolist() for values in (score, log_prob, posterior)]
         for b in range(batch):
-            ranked = zip(paths[b], *(column[b] for column in columns), strict=True)
+            named = [dict(zip(self.names, values, strict=True)) for values in scores[b]]
+            ranked = zip(paths[b], *(column[b] for column in columns), named, strict=True)
             results.append([_hypothesis(*entry) for entry in ranked if entry[1] > NEVER])
         return results

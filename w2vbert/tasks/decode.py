@@ -18,7 +18,7 @@ from w2vbert.data.datasets import MIN_FRAMES, SpeechDataset
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig, features_of_waveform, normalize
 from w2vbert.data.loaders import group_by_seconds, in_order
 from w2vbert.data.tokenizer import Tokenizer
-from w2vbert.decoding.scorers import NgramScorer, Scorer
+from w2vbert.decoding.scorers import WeightedScorer
 from w2vbert.decoding.scoring import score_pairs, write_scores
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import UserError
@@ -26,6 +26,7 @@ from w2vbert.files import atomic_file, check_writable, write_json
 from w2vbert.log import logger, progress
 from w2vbert.models.transducer import Transducer
 from w2vbert.stages import Step, run_step
+from w2vbert.tasks.fusion import FusionConfig, load_scorers
 from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
 from w2vbert.training.checkpoint import read_model_card
 
@@ -41,12 +42,14 @@ class DecodeConfig:
     """Decoding.
 
     Attributes:
-        search: greedy or beam, and the weights of the language model.
+        search: greedy or beam.
+        fusion: weights of the language models.
         batch_seconds: most audio in a batch, padding counted.
         max_seconds: longer recordings are cut at quiet places (files) or left out (splits); at least 1.
     """
 
     search: SearchConfig = field(default_factory=SearchConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
     batch_seconds: float = 120.0
     max_seconds: float = 32.0
 
@@ -66,20 +69,6 @@ class Piece:
 
     file: int
     features: Tensor | None
-
-
-def make_scorers(lm: Path | None, search: SearchConfig, tokenizer: Tokenizer) -> list[Scorer]:
-    """The language model of a folder as scorers; none without a folder.
-
-    Raises:
-        UserError: the search is greedy, the folder is no language model, or its pieces are not the tokenizer's.
-    """
-    if lm is None:
-        return []
-    if search.method == "greedy":
-        raise UserError("a language model needs a beam search: --set search.method=beam")
-    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
-    return [NgramScorer.load(lm, pieces)]
 
 
 def decode_splits(
@@ -104,7 +93,7 @@ def decode_splits(
 
     def work(folder: Path) -> None:
         transducer, tokenizer = load_transducer(model)
-        scorers = make_scorers(lm, config.search, tokenizer)
+        scorers = load_scorers([lm] if lm else [], None, config.fusion, config.search, tokenizer, transducer)
         datasets = {split: _load_split(data, split, config.max_seconds) for split in splits}
         check_features(model, data)
         save_config(config, folder / "config.yaml")
@@ -173,7 +162,7 @@ def decode_files(
         _check_output(output)
     transducer, tokenizer = load_transducer(model)
     features = load_config(FeatureConfig, model / FEATURES_FILE)
-    scorers = make_scorers(lm, config.search, tokenizer)
+    scorers = load_scorers([lm] if lm else [], None, config.fusion, config.search, tokenizer, transducer)
     sources = list(_find_sources(inputs))
     lines: list[dict[str, Any]] = []
     pieces = _read_pieces(progress(sources, desc="decode", unit="files"), features, config.max_seconds)
@@ -294,7 +283,11 @@ def _stretches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def _decode_stretch(
-    stretch: Sequence[Piece], model: Transducer, tokenizer: Tokenizer, config: DecodeConfig, scorers: Sequence[Scorer]
+    stretch: Sequence[Piece],
+    model: Transducer,
+    tokenizer: Tokenizer,
+    config: DecodeConfig,
+    scorers: Sequence[WeightedScorer],
 ) -> Iterator[tuple[int, list[Recognition] | None]]:
     """Results of each recording, in order; None where one could not be read. Decodes in batches of similar lengths."""
     features = {index: piece.features for index, piece in enumerate(stretch) if piece.features is not None}

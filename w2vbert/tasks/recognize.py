@@ -11,7 +11,7 @@ from w2vbert.data.batches import SpeechBatch
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.hypothesis import Hypothesis
-from w2vbert.decoding.scorers import Scorer
+from w2vbert.decoding.scorers import WeightedScorer
 from w2vbert.decoding.search import SearchConfig, search
 from w2vbert.errors import UserError
 from w2vbert.models.transducer import Transducer, TransducerConfig
@@ -73,7 +73,7 @@ def recognize(
     tokenizer: Tokenizer,
     batches: Iterable[SpeechBatch],
     config: SearchConfig,
-    scorers: Sequence[Scorer] = (),
+    scorers: Sequence[WeightedScorer] = (),
 ) -> Iterator[list[Recognition]]:
     """Recognises batch after batch; each result is in the order of its batch."""
     device = next(model.parameters()).device

@@ -14,7 +14,7 @@ from w2vbert.errors import UserError
 from w2vbert.files import write_json
 from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step
-from w2vbert.tasks.decode import make_scorers
+from w2vbert.tasks.fusion import FusionConfig, load_scorers
 from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
 from w2vbert.training.checkpoint import read_model_card
 
@@ -25,6 +25,7 @@ class PseudoLabelConfig:
 
     Attributes:
         search: the teacher's search.
+        fusion: weights of the language models.
         keep_share: share of the labelled audio that is kept, the most confident first.
         min_confidence: labels under this confidence (0 to 1) are dropped whatever `keep_share` says.
         min_words: shorter labels are dropped: noise and silence often become one word, or none.
@@ -34,6 +35,7 @@ class PseudoLabelConfig:
     """
 
     search: SearchConfig = field(default_factory=lambda: SearchConfig(method="beam"))
+    fusion: FusionConfig = field(default_factory=FusionConfig)
     keep_share: float = 0.9
     min_confidence: float = 0.0
     min_words: int = 1
@@ -67,7 +69,7 @@ def pseudo_label(
 
     def work(folder: Path) -> None:
         transducer, tokenizer = load_transducer(model)
-        scorers = make_scorers(lm, config.search, tokenizer)
+        scorers = load_scorers([lm] if lm else [], None, config.fusion, config.search, tokenizer, transducer)
         dataset = SpeechDataset([data / "cuts_unlabelled.jsonl.gz"], config.max_seconds)
         check_features(model, data)
         batches = progress(list(in_order(dataset, config.batch_seconds)), desc="pseudo-label", unit="batches")
