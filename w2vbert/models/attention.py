@@ -93,12 +93,16 @@ def normalised(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     return norm_linear(x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias)
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Turns pairs of channels by the angle of their frame. (B, H, T, d) -> (B, H, T, d), d even."""
+def rotate(x: Tensor, places: Tensor | None = None) -> Tensor:
+    """Turns pairs of channels by the angle of their frame. (B, H, T, d) -> (B, H, T, d), d even.
+
+    places: of the frames, int64 (..., T), where they are not 0 to T - 1.
+    """
     frames, dim = x.shape[-2:]
     half = dim // 2
     frequencies = 10000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angles = torch.arange(frames, device=x.device, dtype=torch.float32)[:, None] * frequencies  # (T, d/2)
+    places = torch.arange(frames, device=x.device) if places is None else places
+    angles = places.float()[..., None] * frequencies  # (..., T, d/2)
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)  # (B, H, T, d)
