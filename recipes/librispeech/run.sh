@@ -15,7 +15,9 @@ set -euo pipefail
 stage=0                         # N         first stage to run
 stop_stage=6                    # N         last stage to run
 nj=$(env -u OMP_NUM_THREADS nproc)  # N         processor cores to use
-ngpu=0                          # N         GPUs to use, 0 or 1
+ngpu=0                          # N         GPUs to use, of each machine
+cmd=local                       # NAME      who runs the commands: local (this machine), or slurm (a cluster)
+num_nodes=1                     # N         machines for a training, with --cmd slurm
 corpus=                         # DIR       folder that holds the subsets
 train=train-clean-100,train-clean-360,train-other-500  # NAME,...  subsets with transcripts, to train on
 dev=dev-clean,dev-other         # NAME,...  subsets with transcripts, to choose the best model
@@ -33,8 +35,12 @@ expdir=exp                      # DIR       where models and results go
 [ "$stage" -le "$stop_stage" ] || fail "nothing to do: --stage $stage comes after --stop-stage $stop_stage"
 [ "$stage" -le 6 ] || fail "--stage $stage: the stages are 0 to 6"
 [ "$nj" -ge 1 ] || fail "--nj must be at least 1"
-[ "$ngpu" -le 1 ] || fail "--ngpu $ngpu: this recipe uses at most one GPU"
-[ "$ngpu" -eq 0 ] || nvidia-smi -L >/dev/null 2>&1 || fail "--ngpu 1: nvidia-smi finds no GPU here"
+[ "$num_nodes" -ge 1 ] || fail "--num-nodes must be at least 1"
+if [ "$cmd" = local ]; then
+  [ "$num_nodes" -eq 1 ] || fail "--num-nodes $num_nodes needs --cmd slurm"
+  [ "$ngpu" -eq 0 ] || [ "$ngpu" -le "$(nvidia-smi -L 2>/dev/null | wc -l)" ] ||
+    fail "--ngpu $ngpu: nvidia-smi does not find so many GPUs here"
+fi
 [ -n "$corpus" ] || [ "$stage" -gt 2 ] || fail "where is the corpus? name the folder that holds its subsets with --corpus"
 [ -z "$corpus" ] || [ -d "$corpus" ] || fail "corpus folder $corpus does not exist"
 [ -d "$conf" ] || fail "folder of settings $conf does not exist (--conf)"
@@ -76,7 +82,13 @@ fi
 
 # A training that has the cores for itself runs as two processes: on two cores it is twice as fast as with two threads.
 trainer=(w2vbert)
-if [ "$ngpu" -eq 0 ] && [ "$nj" -gt 1 ]; then trainer=(w2vbert-launch --nproc-per-node 2); fi
+tuner=(w2vbert)  # of trainings that run beside others
+if [ "$num_nodes" -gt 1 ] || [ "$ngpu" -gt 1 ]; then  # one process for each GPU
+  trainer=(w2vbert-launch --nproc-per-node "$((ngpu > 0 ? ngpu : 1))")
+  tuner=("${trainer[@]}")
+elif [ "$ngpu" -eq 0 ] && [ "$nj" -gt 1 ]; then
+  trainer=(w2vbert-launch --nproc-per-node 2)
+fi
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   begin 3 "pre-training"
@@ -91,10 +103,10 @@ if [ "$ngpu" -eq 0 ]; then finetune+=(--set train.threads=1); fi
 if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
   begin 4 "fine-tuning"
   if [ -f "$conf/scratch.yaml" ]; then
-    start scratch w2vbert finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch \
+    start scratch "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch \
       --config "$conf/scratch.yaml"
   fi
-  start finetune w2vbert finetune "$data_dir/fbank" "$expdir/finetune" "${finetune[@]}" --init "$expdir/pretrain" \
+  start finetune "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/finetune" "${finetune[@]}" --init "$expdir/pretrain" \
     --config "$finetune_conf"
   finish
 fi

@@ -15,7 +15,9 @@ set -euo pipefail
 stage=0                         # N         first stage to run
 stop_stage=6                    # N         last stage to run
 nj=$(env -u OMP_NUM_THREADS nproc)  # N         processor cores to use
-ngpu=0                          # N         GPUs to use, 0 or 1
+ngpu=0                          # N         GPUs to use, of each machine
+cmd=local                       # NAME      who runs the commands: local (this machine), or slurm (a cluster)
+num_nodes=1                     # N         machines for a training, with --cmd slurm
 corpus=                         # DIR       folder in LibriSpeech's layout; none: synthetic speech
 train=train                     # NAME,...  subsets of the corpus with transcripts, to train on
 dev=dev                         # NAME,...  subsets with transcripts, to choose the best model
@@ -31,8 +33,12 @@ expdir=exp                      # DIR       where models and results go
 [ "$stage" -le "$stop_stage" ] || fail "nothing to do: --stage $stage comes after --stop-stage $stop_stage"
 [ "$stage" -le 6 ] || fail "--stage $stage: the stages are 0 to 6"
 [ "$nj" -ge 1 ] || fail "--nj must be at least 1"
-[ "$ngpu" -le 1 ] || fail "--ngpu $ngpu: this recipe uses at most one GPU"
-[ "$ngpu" -eq 0 ] || nvidia-smi -L >/dev/null 2>&1 || fail "--ngpu 1: nvidia-smi finds no GPU here"
+[ "$num_nodes" -ge 1 ] || fail "--num-nodes must be at least 1"
+if [ "$cmd" = local ]; then
+  [ "$num_nodes" -eq 1 ] || fail "--num-nodes $num_nodes needs --cmd slurm"
+  [ "$ngpu" -eq 0 ] || [ "$ngpu" -le "$(nvidia-smi -L 2>/dev/null | wc -l)" ] ||
+    fail "--ngpu $ngpu: nvidia-smi does not find so many GPUs here"
+fi
 [ -z "$corpus" ] || [ -d "$corpus" ] || fail "corpus folder $corpus does not exist"
 [ -d "$conf" ] || fail "folder of settings $conf does not exist (--conf)"
 synthetic=$data_dir/synth
@@ -69,12 +75,18 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
 fi
 
 # A training that has the cores for itself runs as two processes: on two cores it is twice as fast as with two threads.
-train=(w2vbert)
-if [ "$ngpu" -eq 0 ] && [ "$nj" -gt 1 ]; then train=(w2vbert-launch --nproc-per-node 2); fi
+trainer=(w2vbert)
+tuner=(w2vbert)  # of trainings that run beside others
+if [ "$num_nodes" -gt 1 ] || [ "$ngpu" -gt 1 ]; then  # one process for each GPU
+  trainer=(w2vbert-launch --nproc-per-node "$((ngpu > 0 ? ngpu : 1))")
+  tuner=("${trainer[@]}")
+elif [ "$ngpu" -eq 0 ] && [ "$nj" -gt 1 ]; then
+  trainer=(w2vbert-launch --nproc-per-node 2)
+fi
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   begin 3 "pre-training"
-  run "${train[@]}" pretrain "$data_dir/fbank" "$expdir/pretrain" --config "$conf/pretrain.yaml"
+  run "${trainer[@]}" pretrain "$data_dir/fbank" "$expdir/pretrain" --config "$conf/pretrain.yaml"
 fi
 
 finetune=(--tokenizer "$data_dir/tokenizer")
@@ -83,8 +95,8 @@ if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
   begin 4 "fine-tuning, from scratch and from the pre-trained model"
   # One thread each, also when they run one after the other: another setting would make finished models out of date.
   settings=(--config "$conf/finetune.yaml" --set train.threads=1)
-  start scratch w2vbert finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch "${settings[@]}"
-  start finetune w2vbert finetune "$data_dir/fbank" "$expdir/finetune" "${finetune[@]}" \
+  start scratch "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch "${settings[@]}"
+  start finetune "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/finetune" "${finetune[@]}" \
     --init "$expdir/pretrain" "${settings[@]}"
   finish
 fi
@@ -95,7 +107,7 @@ if [ "$stage" -le 5 ] && [ "$stop_stage" -ge 5 ]; then
   begin 5 "self-training"
   run w2vbert pseudo-label "$data_dir/fbank" "$student/labels" --model "$expdir/finetune" --lm "$data_dir/lm" \
     --config "$conf/pseudo_label.yaml"
-  run "${train[@]}" finetune "$data_dir/fbank" "$student/model" "${finetune[@]}" --init "$expdir/pretrain" \
+  run "${trainer[@]}" finetune "$data_dir/fbank" "$student/model" "${finetune[@]}" --init "$expdir/pretrain" \
     --pseudo "$student/labels" --config "$conf/student.yaml"
 fi
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# The runner for one machine, and log lines. Sourced by cmd.sh.
+# The runner for one machine (--cmd local), and log lines. Sourced by cmd.sh.
 #
 #   log TEXT...             a line with the time
 #   begin N TEXT...         the first line of stage N
@@ -22,6 +22,9 @@ exec {_errors}<> <(:)  # a pipe: lines `error: ...` of commands beside others, t
 _tied=(setpriv --pdeathsig KILL bash -c '[ "$PPID" = "$0" ] && exec "$@"' $$)
 "${_tied[@]}" true 2>/dev/null || _tied=(env)  # util-linux older than 2.33: only SIGKILL of run.sh leaves commands behind
 
+# _address NAME COMMAND...: sets _addressed to what is to be run for a command; run_slurm.sh has its own.
+_address() { _addressed=("${@:2}"); }
+
 log() { printf '%(%T)T %s\n' -1 "$*" >&2; }
 
 begin() {
@@ -32,7 +35,8 @@ begin() {
 
 run() {
   log "\$$(printf ' %q' "$@")"
-  "${_tied[@]}" "$@" &  # in the background, since bash would not see a signal before the end of the command
+  _address "" "$@"
+  "${_tied[@]}" "${_addressed[@]}" &  # in the background, since bash would not see a signal before the end of the command
   _jobs[run]=$!
   wait "${_jobs[run]}"
   unset '_jobs[run]'
@@ -46,7 +50,8 @@ start() {
   log "[$name] \$$(printf ' %q' "$@")"
   exec {out}> >(exec sed -u -e "/^error: /w /dev/fd/$_errors" -e "s/^/[$name] /" >&2)
   _printers[$name]=$!
-  OMP_NUM_THREADS=1 "${_tied[@]}" "$@" >&"$out" 2>&1 {out}>&- &
+  _address "$name" "$@"
+  OMP_NUM_THREADS=1 "${_tied[@]}" "${_addressed[@]}" >&"$out" 2>&1 {out}>&- &
   _jobs[$name]=$!
   exec {out}>&-
 }

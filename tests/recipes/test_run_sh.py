@@ -30,14 +30,22 @@ fi
 """
 
 
+# `w2vbert-launch --nproc-per-node N COMMAND`, the second program that recipes call.
+FAKE_LAUNCH = """#!/usr/bin/env bash
+shift 2
+exec "$(dirname "$0")/w2vbert" "$@"
+"""
+
+
 class Recipe:
     """A copy of the recipe in a folder with a space in its name."""
 
     def __init__(self, folder: Path) -> None:
         self.fake = folder / "bin"
         self.fake.mkdir()
-        (self.fake / "w2vbert").write_text(FAKE)
-        (self.fake / "w2vbert").chmod(0o755)
+        for name, text in (("w2vbert", FAKE), ("w2vbert-launch", FAKE_LAUNCH)):
+            (self.fake / name).write_text(text)
+            (self.fake / name).chmod(0o755)
         self.folder = folder / "the project" / "recipes" / "mini"
         for name in ("mini", "shared"):
             source, target = RECIPES / name, self.folder.parent / name
@@ -250,7 +258,7 @@ def test_without_w2vbert_on_path_the_project_is_set_up(recipe: Recipe) -> None:
         return subprocess.run(command, env=environment, capture_output=True, check=False, timeout=30).returncode
 
     assert run() == 2 and not recipe.calls()
-    setup.write_text(f"#!/bin/sh\nmkdir -p '{project}/.venv/bin'\ncp '{recipe.fake}/w2vbert' '{project}/.venv/bin'\n")
+    setup.write_text(f"#!/bin/sh\nmkdir -p '{project}/.venv/bin'\ncp '{recipe.fake}/w2vbert'* '{project}/.venv/bin'\n")
     assert run() == 0
     assert (project / ".venv" / "bin" / "calls").read_text().startswith("pretrain ")
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from w2vbert.errors import REQUEUE_EXIT_CODE
@@ -11,12 +11,16 @@ from w2vbert.errors import REQUEUE_EXIT_CODE
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+FIRST_PORT, PORTS = 20_000, 10_000
+"""Where the machines of a job meet: jobs that share a machine have different numbers, so different ports."""
+
 USAGE = """usage: launch [OPTION ...] COMMAND ...
 
 Runs `w2vbert COMMAND ...` in several processes: one for each GPU, or as many as --nproc-per-node says.
 The options are those of torchrun, among them:
   --nproc-per-node N   processes on this machine (default: gpu where there are some, else 1)
   --nnodes N --rdzv-backend c10d --rdzv-endpoint HOST:PORT --rdzv-id ID   several machines: the same call on each
+                       (`srun launch COMMAND ...` in a job of Slurm finds them itself)
 Ends with 0, with 75 when the run has saved its state and is to be started again, with 2 after an error that the
 user can mend, else with 1, after a line that names the process that was lost."""
 
@@ -40,7 +44,8 @@ def launch(arguments: Sequence[str]) -> int:
 
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # those that torchrun passes on to its processes
     processes = "gpu" if cuda.is_available() else "1"
-    options = run.parse_args([f"--signals_to_handle={signals}", f"--nproc-per-node={processes}", *arguments])
+    defaults = [f"--signals_to_handle={signals}", f"--nproc-per-node={processes}", *_find_machines(os.environ)]
+    options = run.parse_args([*defaults, *arguments])
     if options.nnodes in ("1", "1:1") and not options.rdzv_endpoint:
         options.standalone = True
     options.training_script_args = [options.training_script, *options.training_script_args]
@@ -54,6 +59,17 @@ def launch(arguments: Sequence[str]) -> int:
             return REQUEUE_EXIT_CODE
         return 128 + error.sigval
     return 0
+
+
+def _find_machines(environment: Mapping[str, str]) -> list[str]:
+    """Options that bring the machines of a Slurm step together; none outside of one, or on one machine."""
+    machines, job = environment.get("SLURM_STEP_NUM_NODES", "1"), environment.get("SLURM_JOB_ID", "0")
+    if int(machines) == 1:
+        return []
+    first = environment["SLURM_LAUNCH_NODE_IPADDR"]  # where the job's script runs
+    port = FIRST_PORT + int(job) % PORTS
+    endpoint = ["--rdzv-backend=c10d", f"--rdzv-endpoint={first}:{port}"]
+    return [f"--nnodes={machines}", *endpoint, f"--rdzv-id={job}.{environment.get('SLURM_RESTART_COUNT', 0)}"]
 
 
 def _explain(error: "ChildFailedError") -> int:
