@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from w2vbert.decoding.search import State
+from w2vbert.decoding.model import State
 
 
 class ToyPredictor(nn.Module):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-NEVER = float("-inf")
+from w2vbert.decoding.model import NEVER
 
 
 @dataclass(frozen=True)
@@ -71,37 +71,48 @@ def merge_closed(texts: Texts, keep: Tensor, parent: Tensor) -> tuple[Tensor, Te
 
 
 def merge_emissions(
-    texts: Texts, keep: Tensor, emit: Tensor, parent: Tensor, token: Tensor
+    texts: Texts, keep: Tensor, arcs: Tensor, parent: Tensor, token: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Move the label that makes hypothesis i equal to hypothesis j over to j.
 
-    keep, parent, token: (n, K). emit: (n, K, V), changed in place. The hypotheses that emit differ from one another,
-    so these are the only equal texts. Times are those of the more probable alignment.
+    The hypotheses that emit differ from one another, so these are the only equal texts. Times are those of the more
+    probable alignment.
+
+    Args:
+        texts: of the hypotheses.
+        keep: (n, K), log-probability of each hypothesis as it stays.
+        arcs: (n, K, K), log-probability of i with the last label of j.
+        parent: int64 (n, K), where the best alignment of each comes from.
+        token: int64 (n, K), and with which label.
+
+    Returns:
+        keep, parent and token with what was moved, and where (n, K, K) it was.
     """
-    k = keep.shape[1]
     same = texts.hash.unsqueeze(2) == texts.parent_hash.unsqueeze(1)  # (n, K, K) [i, j]
     same = same & (keep > NEVER).unsqueeze(1)
-    last = texts.last.unsqueeze(1).expand(-1, k, -1)  # (n, K, K)
-    value, slot = torch.where(same, emit.gather(2, last), NEVER).max(1)
+    value, slot = arcs.masked_fill(~same, NEVER).max(1)  # (n, K)
     better = value > keep
-    emit.scatter_add_(2, last, torch.where(same, NEVER, 0.0))
-    return torch.logaddexp(keep, value), emit, torch.where(better, slot, parent), torch.where(better, texts.last, token)
+    parent, token = torch.where(better, slot, parent), torch.where(better, texts.last, token)
+    return torch.logaddexp(keep, value), parent, token, same
 
 
 def trace(steps: list[Step], slots: Tensor, blank: int) -> list[list[list[tuple[int, int, float]]]]:
     """Follow the back-pointers from `slots` (B, N) -> for each the emissions: label, frame, log-probability."""
     batch, nbest = slots.shape
     paths: list[list[list[tuple[int, int, float]]]] = [[[] for _ in range(nbest)] for _ in range(batch)]
-    slots = slots.clone()
-    for step in reversed(steps):
-        running = step.parent.shape[0]
+    slots = slots.to("cpu", copy=True)
+    sizes = [len(step.parent) for step in steps]
+    columns = ([step.parent for step in steps], [step.token for step in steps], [step.log_prob for step in steps])
+    parents, labels, log_probs = (torch.cat(column).cpu().split(sizes) if sizes else () for column in columns)
+    for number in range(len(steps) - 1, -1, -1):
+        running = sizes[number]
         current = slots[:running]
-        tokens = step.token.gather(1, current)
+        tokens = labels[number].gather(1, current)
         where = (tokens != blank).nonzero()
-        values = step.log_prob.gather(1, current)
+        values = log_probs[number].gather(1, current)
         emitted = (where[:, 0], where[:, 1])
         entries = zip(where.tolist(), tokens[emitted].tolist(), values[emitted].tolist(), strict=True)
         for (b, rank), token, log_prob in entries:
-            paths[b][rank].append((token, step.frame, log_prob))
-        slots[:running] = step.parent.gather(1, current)
+            paths[b][rank].append((token, steps[number].frame, log_prob))
+        slots[:running] = parents[number].gather(1, current)
     return [[path[::-1] for path in ranked] for ranked in paths]

@@ -1,7 +1,9 @@
 """What a search returns for an utterance."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -27,6 +29,26 @@ class Hypothesis:
     scores: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Log-probability of the whole text by each scorer of the search, without its weight, with the end of the sentence
     where the scorer knows one."""
+
+    @classmethod
+    def of_path(
+        cls,
+        path: Sequence[tuple[int, int, float]],
+        score: float,
+        model_score: float,
+        posterior: float = 1.0,
+        scores: Mapping[str, float] | None = None,
+    ) -> Hypothesis:
+        """A hypothesis from its emissions: (label, frame, log-probability) each."""
+        return cls(
+            tokens=tuple(token for token, _, _ in path),
+            frames=tuple(frame for _, frame, _ in path),
+            token_log_probs=tuple(log_prob for _, _, log_prob in path),
+            score=score,
+            model_score=model_score,
+            posterior=posterior,
+            scores=scores or {},
+        )
 
     @property
     def confidence(self) -> float:
