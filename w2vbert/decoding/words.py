@@ -1,0 +1,51 @@
+"""Words of a hypothesis, with their times and confidences."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from w2vbert.decoding.hypothesis import Hypothesis
+
+FRAME_SECONDS = 0.04
+"""Encoder frames are 25 a second."""
+
+SPACE = "\u2581"
+"""Stands before a piece that begins a word."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A recognised word.
+
+    Attributes:
+        text: its letters.
+        start, end: seconds; from the frame that emitted its first piece to the end of the frame that emitted its last.
+        confidence: geometric mean of the probabilities of its pieces, 0 to 1.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+def find_words(hypothesis: Hypothesis, pieces: Sequence[str]) -> list[Word]:
+    """The words of a hypothesis, in order of time.
+
+    Args:
+        hypothesis: of a search.
+        pieces: spelling of each of its tokens, with the mark of a word's begin.
+    """
+    groups: list[list[int]] = []
+    for index, piece in enumerate(pieces):
+        if not groups or piece.startswith(SPACE):
+            groups.append([])
+        groups[-1].append(index)
+    words = []
+    for group in groups:
+        text = "".join(pieces[i] for i in group).replace(SPACE, "")
+        if text:
+            log_prob = sum(hypothesis.token_log_probs[i] for i in group) / len(group)
+            start, end = hypothesis.frames[group[0]] * FRAME_SECONDS, (hypothesis.frames[group[-1]] + 1) * FRAME_SECONDS
+            words.append(Word(text, start, end, math.exp(min(log_prob, 0.0))))
+    return words
