@@ -1,27 +1,23 @@
 """Word error rate with its interval, and the files that hold it.
 
-Words are what stands between white space, compared as they are: no case folding, no other normalisation.
-Alignments cost 4 for a substitution and 3 for an insertion or deletion, as sclite's do.
+Words are what stands between white space, compared as they are: whoever wants another spelling to count as the same
+normalises the texts before (`normalization.py`). Alignments are those of sclite (`alignment.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kaldialign
-import numpy as np
-from numpy.typing import NDArray
-
+from w2vbert.decoding.alignment import NO_PARTNER, Counts, align, count_characters, count_pairs, number_words
+from w2vbert.decoding.significance import Difference, compare, group_sums, rate_interval, segment_differences
 from w2vbert.errors import UserError
 from w2vbert.files import atomic_file
 
 NOTHING = ""  # stands in an alignment where a word has no partner
-RESAMPLES = 2000
-SEED = 20210814
 NAMED = 3  # ids that an error message names
 
 
@@ -30,55 +26,110 @@ class UtteranceScore:
     """The alignment of one utterance and its counts."""
 
     id: str
+    speaker: str
+    """The utterance's id where no speakers are known."""
     pairs: tuple[tuple[str, str], ...]
     """Reference and hypothesis word side by side; an empty string where there is none."""
+    counts: Counts
+    """Of words."""
 
     @property
     def words(self) -> int:
         """Words of the reference."""
-        return sum(ref != NOTHING for ref, _ in self.pairs)
+        return self.counts.length
 
     @property
     def insertions(self) -> int:
-        return sum(ref == NOTHING for ref, _ in self.pairs)
+        return self.counts.insertions
 
     @property
     def deletions(self) -> int:
-        return sum(hyp == NOTHING for _, hyp in self.pairs)
+        return self.counts.deletions
 
     @property
     def substitutions(self) -> int:
-        return sum(NOTHING not in (ref, hyp) and ref != hyp for ref, hyp in self.pairs)
+        return self.counts.substitutions
 
     @property
     def errors(self) -> int:
-        return sum(ref != hyp for ref, hyp in self.pairs)
+        return self.counts.errors
+
+    @property
+    def ref(self) -> str:
+        """The reference, its words parted by a space."""
+        return " ".join(ref for ref, _ in self.pairs if ref != NOTHING)
+
+    @property
+    def hyp(self) -> str:
+        """The hypothesis, its words parted by a space."""
+        return " ".join(hyp for _, hyp in self.pairs if hyp != NOTHING)
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """Error rate of a set, over words or characters."""
+
+    counts: Counts
+    interval: tuple[float, float]
+    """95 % interval of the rate, percent."""
+
+    @property
+    def percent(self) -> float:
+        """100 * errors / length."""
+        return self.counts.percent
 
 
 @dataclass(frozen=True)
 class WerResult:
     """Word error rate of a set."""
 
-    errors: int
-    insertions: int
-    deletions: int
-    substitutions: int
-    words: int
-    """Words of the references."""
-    wer: float
-    """Percent: 100 * errors / words."""
-    interval: tuple[float, float]
-    """95 % bootstrap interval of `wer`, percent."""
+    rate: ErrorRate
     resampled: str
-    """What the bootstrap drew: `speakers`, or `utterances` where fewer than two speakers are known."""
+    """What the interval draws: `speakers`, or `utterances` where fewer than two speakers are known."""
     units: int
     """How many of these there are."""
     utterances: tuple[UtteranceScore, ...]
 
     @property
+    def wer(self) -> float:
+        """Percent: 100 * errors / words."""
+        return self.rate.percent
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of `wer`, percent."""
+        return self.rate.interval
+
+    @property
+    def errors(self) -> int:
+        return self.rate.counts.errors
+
+    @property
+    def insertions(self) -> int:
+        return self.rate.counts.insertions
+
+    @property
+    def deletions(self) -> int:
+        return self.rate.counts.deletions
+
+    @property
+    def substitutions(self) -> int:
+        return self.rate.counts.substitutions
+
+    @property
+    def words(self) -> int:
+        """Words of the references."""
+        return self.rate.counts.length
+
+    @property
     def wrong_utterances(self) -> int:
         """Utterances with an error."""
         return sum(utterance.errors > 0 for utterance in self.utterances)
+
+    @property
+    def unit_names(self) -> list[str]:
+        """The unit of each utterance."""
+        return [u.speaker if self.resampled == "speakers" else u.id for u in self.utterances]
 
     def to_dict(self) -> dict[str, Any]:
         """All but the alignments, for JSON."""
@@ -112,32 +163,55 @@ def score_pairs(refs: Mapping[str, str], hyps: Mapping[str, str], groups: Mappin
     Args:
         refs: id -> text; may hold empty texts, but not only these.
         hyps: id -> text, for exactly the same ids.
-        groups: id -> speaker, for all ids; the bootstrap then draws speakers, whose errors hang together.
+        groups: id -> speaker, for all ids; the interval then draws speakers, whose errors hang together.
 
     Raises:
         UserError: ids that stand on one side only, or no word to be recognised.
     """
     _check_ids(refs, hyps)
-    utterances = tuple(UtteranceScore(id, _align(text.split(), hyps[id].split())) for id, text in refs.items())
-    words = sum(utterance.words for utterance in utterances)
-    if words == 0:
+    utterances = _align(refs, hyps, groups or {id: id for id in refs})
+    if not any(utterance.words for utterance in utterances):
         raise UserError("the references hold no words, so there is no word error rate")
-    errors = sum(utterance.errors for utterance in utterances)
-    speakers = [u.id if groups is None else groups[u.id] for u in utterances]
-    resampled = "speakers" if groups is not None and len(set(speakers)) > 1 else "utterances"
-    units = speakers if resampled == "speakers" else [u.id for u in utterances]
-    return WerResult(
-        errors=errors,
-        insertions=sum(utterance.insertions for utterance in utterances),
-        deletions=sum(utterance.deletions for utterance in utterances),
-        substitutions=sum(utterance.substitutions for utterance in utterances),
-        words=words,
-        wer=100.0 * errors / words,
-        interval=_bootstrap(units, utterances),
-        resampled=resampled,
-        units=len(set(units)),
-        utterances=utterances,
-    )
+    resampled = "speakers" if groups is not None and len({u.speaker for u in utterances}) > 1 else "utterances"
+    units = [u.speaker if resampled == "speakers" else u.id for u in utterances]
+    rate = _rate([u.counts for u in utterances], units)
+    return WerResult(rate, resampled, len(set(units)), utterances)
+
+
+def score_characters(result: WerResult) -> tuple[ErrorRate, list[Counts]]:
+    """Character error rate, white space left out, and the counts of each utterance."""
+    counts = count_characters([u.ref for u in result.utterances], [u.hyp for u in result.utterances])
+    return _rate(counts, result.unit_names), counts
+
+
+def compare_results(first: WerResult, other: WerResult) -> Difference:
+    """The difference of two systems that were scored on the same references, by the units of their intervals."""
+    assert [u.id for u in first.utterances] == [u.id for u in other.utterances]
+    both = list(zip(first.utterances, other.utterances, strict=True))
+    segments = [d for ours, theirs in both for d in segment_differences(ours.pairs, theirs.pairs)]
+    words = group_sums(first.unit_names, [u.words for u in first.utterances])
+    errors = group_sums(first.unit_names, [u.errors for u in other.utterances])
+    first_errors = group_sums(first.unit_names, [u.errors for u in first.utterances])
+    return compare(errors, first_errors, words, segments)
+
+
+def _rate(counts: Sequence[Counts], units: Sequence[str]) -> ErrorRate:
+    errors = group_sums(units, [one.errors for one in counts])
+    lengths = group_sums(units, [one.length for one in counts])
+    return ErrorRate(sum(counts, start=Counts()), rate_interval(errors, lengths))
+
+
+def _align(refs: Mapping[str, str], hyps: Mapping[str, str], groups: Mapping[str, str]) -> tuple[UtteranceScore, ...]:
+    words = [(text.split(), hyps[id].split()) for id, text in refs.items()]
+    numbers: dict[str, int] = {}
+    sides = [number_words([pair[side] for pair in words], numbers) for side in (0, 1)]
+    scores = []
+    for id, (ref, hyp), ref_numbers, hyp_numbers, path in zip(refs, words, *sides, align(*sides), strict=True):
+        pairs = tuple(
+            (NOTHING if i == NO_PARTNER else ref[i], NOTHING if j == NO_PARTNER else hyp[j]) for i, j in path.tolist()
+        )
+        scores.append(UtteranceScore(id, groups[id], pairs, count_pairs(ref_numbers, hyp_numbers, path)))
+    return tuple(scores)
 
 
 def write_scores(folder: Path, set_name: str, result: WerResult, settings: str) -> None:
@@ -172,37 +246,11 @@ def _name_some(ids: list[str]) -> str:
     return ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
 
 
-def _align(ref: list[str], hyp: list[str]) -> tuple[tuple[str, str], ...]:
-    return tuple(kaldialign.align(ref, hyp, NOTHING, sclite_mode=True))
-
-
-def _bootstrap(units: list[str], utterances: tuple[UtteranceScore, ...]) -> tuple[float, float]:
-    """95 % percentile interval of the error rate (percent), drawing units with replacement.
-
-    units: the unit (speaker) of each utterance. Source: Bisani and Ney, "Bootstrap estimates for confidence intervals
-    in ASR performance evaluation", ICASSP 2004. The seed is fixed, so equal data give equal intervals.
-    """
-    names, unit = np.unique(units, return_inverse=True)
-    errors = np.bincount(unit, weights=[utterance.errors for utterance in utterances])  # (units,)
-    words = np.bincount(unit, weights=[utterance.words for utterance in utterances])
-    generator = np.random.default_rng(SEED)
-    rates: list[NDArray[np.float64]] = []
-    chunk = max(1, 5_000_000 // len(names))  # bounds the memory
-    for start in range(0, RESAMPLES, chunk):
-        draws = generator.multinomial(
-            len(names), np.full(len(names), 1 / len(names)), size=min(chunk, RESAMPLES - start)
-        )
-        drawn_words = draws @ words
-        rates.append((draws @ errors)[drawn_words > 0] / drawn_words[drawn_words > 0])
-    low, high = np.percentile(np.concatenate(rates), [2.5, 97.5])
-    return 100.0 * float(low), 100.0 * float(high)
-
-
 def _recogs(result: WerResult) -> str:
     lines = []
     for utterance in result.utterances:
-        lines.append(f"{utterance.id}:\tref={[ref for ref, _ in utterance.pairs if ref != NOTHING]}\n")
-        lines.append(f"{utterance.id}:\thyp={[hyp for _, hyp in utterance.pairs if hyp != NOTHING]}\n")
+        lines.append(f"{utterance.id}:\tref={utterance.ref.split()}\n")
+        lines.append(f"{utterance.id}:\thyp={utterance.hyp.split()}\n")
     return "".join(lines)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from w2vbert import __version__
 
 # Compiled packages that can be installed and still not load.
-_COMPILED = ("torch", "torchaudio", "kenlm", "sentencepiece", "soundfile", "kaldialign")
+_COMPILED = ("torch", "torchaudio", "kenlm", "sentencepiece", "soundfile")
 _BOOST = " ".join(f"libboost-{part}-dev" for part in ("program-options", "system", "thread", "test"))
 _LMPLZ = [
     f"sudo apt-get install cmake g++ zlib1g-dev {_BOOST}",
