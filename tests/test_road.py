@@ -68,6 +68,7 @@ def make_commands() -> dict[str, list[str]]:
         "tokenizer": ["tokenizer", "manifests", "tok", "--set", "model_type=char"],
         "lm": [
             "lm",
+            "ngram",
             "manifests",
             "lm",
             "--tokenizer",

@@ -74,7 +74,7 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
   if [ -f "$conf/features.yaml" ]; then step+=(--config "$conf/features.yaml"); fi
   run "${step[@]}"
   run w2vbert tokenizer "$data_dir/manifests" "$data_dir/tokenizer" --config "$conf/tokenizer.yaml"
-  step=(w2vbert lm "$data_dir/manifests" "$data_dir/lm" --tokenizer "$data_dir/tokenizer" --config "$conf/lm.yaml")
+  step=(w2vbert lm ngram "$data_dir/manifests" "$data_dir/lm" --tokenizer "$data_dir/tokenizer" --config "$conf/lm.yaml")
   if [ -z "$lm_text" ] && [ -f "$corpus/lm-text.txt.gz" ]; then lm_text=$corpus/lm-text.txt.gz; fi
   if [ -n "$lm_text" ]; then step+=(--text "$lm_text"); fi
   run "${step[@]}"

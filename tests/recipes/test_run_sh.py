@@ -98,7 +98,7 @@ def test_all_stages_in_order(recipe: Recipe) -> None:
         "prepare corpus data/synth data/manifests --nj 1 --train train --dev dev --test test --unlabelled unlabelled",
         "features data/manifests data/fbank --nj 1",
         "tokenizer data/manifests data/tokenizer --config conf/tokenizer.yaml",
-        "lm data/manifests data/lm --tokenizer data/tokenizer --config conf/lm.yaml",
+        "lm ngram data/manifests data/lm --tokenizer data/tokenizer --config conf/lm.yaml",
         "pretrain data/fbank exp/pretrain --config conf/pretrain.yaml",
         f"finetune data/fbank exp/scratch --tokenizer data/tokenizer --init scratch {settings}",
         f"finetune data/fbank exp/finetune --tokenizer data/tokenizer --init exp/pretrain {settings}",

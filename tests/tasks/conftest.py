@@ -85,7 +85,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     prepare.prepare_corpus(write_corpus(made.corpus), made.manifests, SPLITS)
     prepare.extract_features(made.manifests, made.data, ExtractionConfig())
     prepare.train_tokenizer(made.manifests, made.tokenizer, TokenizerConfig("char"))
-    run("lm", made.manifests, made.lm, "--tokenizer", made.tokenizer, "--set", "ngram.order=2")
+    run("lm", "ngram", made.manifests, made.lm, "--tokenizer", made.tokenizer, "--set", "ngram.order=2")
     write_model(made.model, made.tokenizer)
     return made
 

@@ -234,7 +234,7 @@ def test_the_language_model_counts(decode: Callable[..., dict[str, Any]], prepar
 def test_what_the_user_can_mend_is_one_line(fails: Callable[..., str], prepared: Prepared, tmp_path: Path) -> None:
     audio = write(tmp_path / "a.wav", noise(0.5))
     Tokenizer.train(["OTHER LETTERS"], TokenizerConfig("char")).save(tmp_path)
-    run("lm", prepared.manifests, tmp_path / "other-lm", "--tokenizer", tmp_path, "--set", "ngram.order=2")
+    run("lm", "ngram", prepared.manifests, tmp_path / "other-lm", "--tokenizer", tmp_path, "--set", "ngram.order=2")
     (tmp_path / "folder").mkdir()
     before = sorted(os.listdir(tmp_path))
     start = ("decode", "--model", prepared.model)

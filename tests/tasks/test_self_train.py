@@ -141,7 +141,7 @@ def test_cuts_without_any_supervision_get_one(prepared: Prepared, tmp_path: Path
 
 def test_errors_leave_nothing(prepared: Prepared, tmp_path: Path, fails: Callable[..., str]) -> None:
     Tokenizer.train(["OTHER LETTERS"], TokenizerConfig("char")).save(tmp_path)
-    run("lm", prepared.manifests, tmp_path / "other-lm", "--tokenizer", tmp_path, "--set", "ngram.order=2")
+    run("lm", "ngram", prepared.manifests, tmp_path / "other-lm", "--tokenizer", tmp_path, "--set", "ngram.order=2")
     before = sorted(os.listdir(tmp_path))
     base = ("pseudo-label", prepared.data, tmp_path / "out", "--model", prepared.model)
     greedy = ("--set", "search.method=greedy")

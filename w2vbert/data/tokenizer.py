@@ -119,6 +119,10 @@ class Tokenizer:
         """Piece ids of a text, never the blank; characters that were not seen in training become `unknown_id`."""
         return list(self.processor.encode(text))
 
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of many texts."""
+        return [list(ids) for ids in self.processor.encode(texts)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of piece ids; blanks vanish, unknown pieces show as a question mark in two hexagons."""
         return str(self.processor.decode([int(i) for i in ids if i != self.blank_id])).strip()

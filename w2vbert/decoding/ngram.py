@@ -7,7 +7,7 @@ result is that of `lmplz` without pruning.
 
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -82,8 +82,10 @@ def choose_estimator(config: NgramConfig, tokens: int) -> Literal["lmplz", "nati
     return "native"
 
 
-def run_lmplz(sentences: Sequence[Sequence[int]], words: Sequence[str], config: NgramConfig, arpa: Path) -> None:
+def run_lmplz(sentences: Iterable[Sequence[int]], words: Sequence[str], config: NgramConfig, arpa: Path) -> None:
     """Let `lmplz` write the ARPA file; its text and scratch files stand beside it meanwhile.
+
+    `sentences` are gone through twice, and need not fit into memory.
 
     Raises:
         UserError: lmplz failed; with its last words.

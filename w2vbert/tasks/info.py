@@ -46,7 +46,8 @@ def _describe_folder(folder: Path) -> dict[str, Any]:
     description = {key: stamp[key] for key in keys}
     if (folder / "model.json").is_file():
         description |= read_json(folder / "model.json")
-        description["parameters"] = _count_stored(folder / "model.safetensors")
+        if not str(description.get("kind")).endswith("ngram"):
+            description["parameters"] = _count_stored(folder / "model.safetensors")
     return description
 
 

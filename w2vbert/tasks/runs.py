@@ -77,7 +77,8 @@ def finish_run(
     card = asdict(result) | {"history": {**history, str(step.out): own}, **details}
     write_model_card(step.out, kind, card)
     step.finish()
-    logger.info(f"{step.out}: {kind} model, {result.audio_hours:.1f} h of audio in {result.minutes:.1f} min")
+    audio = f"{result.audio_hours:.1f} h of audio in " if result.audio_hours else ""
+    logger.info(f"{step.out}: {kind} model, {audio}{result.minutes:.1f} min")
 
 
 def _find_commit() -> str | None:

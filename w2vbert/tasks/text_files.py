@@ -1,6 +1,7 @@
 """Reading of text files that users bring."""
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,16 +16,27 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         UserError: no such file, not gzip, or not UTF-8; with the line.
     """
+    for number, raw in read_raw_lines(path):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: not UTF-8 text") from error
+        if line:
+            yield number, line
+
+
+def read_raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of each line, its end included; the file is gzip if its name ends in .gz.
+
+    Raises:
+        UserError: no such file, or not gzip; with the line.
+    """
     if not path.exists() or path.is_dir():
         raise UserError(f"no such file: {path}")
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, raw in enumerate(file, 1):
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if line:
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}:{number}: not UTF-8 text") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+                yield number, raw
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged after line {number}, or not gzip") from error

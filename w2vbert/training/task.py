@@ -74,7 +74,7 @@ class BatchSource(Protocol):
     """An endless stream of batches whose position can be saved."""
 
     batch_seconds: float
-    """Most audio in a batch."""
+    """Most audio in a batch; 0 where there is none."""
 
     def next_batch(self) -> Any:
         """The next batch. It has `seconds` (of audio), `ids` and `size` (in words)."""

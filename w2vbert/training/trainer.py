@@ -315,8 +315,10 @@ class Trainer:
         self.world.sum_tensors([self.sums[name] for name in sorted(self.sums)])
         metrics = self.task.summarize(self.sums)
         metrics |= {name: float(value) for name, value in extra.items()}
-        metrics |= {"audio_hours": self.audio_seconds / 3600, "skipped_steps": self.skipped.total}
-        metrics["hours_per_hour"] = self.audio_seconds / max(self.train_seconds, 1e-9)
+        metrics["skipped_steps"] = self.skipped.total
+        if self.audio_seconds:  # text has none
+            metrics["audio_hours"] = self.audio_seconds / 3600
+            metrics["hours_per_hour"] = self.audio_seconds / max(self.train_seconds, 1e-9)
         metrics["data_wait_share"] = self.waits.take(self.step)
         sums, self.sums = self.sums, {}
         if writer is not None:
@@ -326,7 +328,8 @@ class Trainer:
         if self.watch is not None:
             self.watch.look(self.step, sums, self.optimizer)
         shown = ", ".join(f"{name} {metrics[name]:.3g}" for name in list(metrics)[:4])
-        shown += f", {metrics['hours_per_hour']:.3g} h of audio an hour"
+        if self.audio_seconds:
+            shown += f", {metrics['hours_per_hour']:.3g} h of audio an hour"
         bar.set_postfix_str(shown, refresh=False)
 
     def _validate(self, writer: MetricsWriter | None) -> None:

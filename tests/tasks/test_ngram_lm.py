@@ -12,7 +12,7 @@ from w2vbert.decoding.ngram import NgramConfig
 from w2vbert.decoding.scorers import NgramScorer
 from w2vbert.errors import UserError
 from w2vbert.files import read_json
-from w2vbert.tasks.train_lm import LanguageModelConfig, train_ngram
+from w2vbert.tasks.ngram_lm import NgramLmConfig, train_ngram
 
 NUMBERS = "ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN".split()
 TRAIN = [f"SET THE {thing} TO {number}" for thing in ("LAMP", "HEATER", "CLOCK") for number in NUMBERS]
@@ -63,8 +63,8 @@ def test_the_model_prefers_what_it_has_read(folder: Path) -> None:
         return total + float(scorer.final(state))
 
     assert score("SET THE LAMP TO TEN") > score("LAMP THE SET TEN TO") + 5
-    assert load_config(LanguageModelConfig, out / "config.yaml").ngram == NgramConfig(estimator="native")
-    report = read_json(out / "report.json")
+    assert load_config(NgramLmConfig, out / "config.yaml").ngram == NgramConfig(estimator="native")
+    report = read_json(out / "model.json")
     assert (report["estimator"], report["sentences"], report["dev"]["sentences"]) == ("native", len(TRAIN), 2)
     assert 1.0 < report["dev"]["perplexity_per_piece"] < report["dev"]["perplexity_per_word"] < 20.0
 
@@ -73,8 +73,8 @@ def test_more_text_is_read_plain_and_gzipped(folder: Path) -> None:
     (folder / "a.txt").write_text("SET ONE\n\nSET TWO\n")
     (folder / "b.txt.gz").write_bytes(gzip.compress(b"SET THREE\n"))
     texts = [folder / "a.txt", folder / "b.txt.gz"]
-    assert read_json(train(folder, texts) / "report.json")["sentences"] == len(TRAIN) + 3
-    assert read_json(train(folder, texts, "transcripts=false") / "report.json")["sentences"] == 3
+    assert read_json(train(folder, texts) / "model.json")["sentences"] == len(TRAIN) + 3
+    assert read_json(train(folder, texts, "transcripts=false") / "model.json")["sentences"] == 3
 
 
 def test_an_empty_text_is_mentioned(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,4 +117,4 @@ def test_errors_leave_nothing_half_written(folder: Path) -> None:
 
 def test_works_without_a_dev_split(folder: Path) -> None:
     (folder / "manifests" / "supervisions_dev.jsonl.gz").unlink()
-    assert "dev" not in read_json(train(folder) / "report.json")
+    assert "dev" not in read_json(train(folder) / "model.json")
