@@ -124,7 +124,7 @@ def test_an_interrupted_step_leaves_nothing_behind(
 
     monkeypatch.setattr("lhotse.LilcomChunkyWriter.write", interrupt)
     monkeypatch.setattr("w2vbert.data.tokenizer.save_config", interrupt)
-    monkeypatch.setattr(prepare, "write_json", interrupt)
+    monkeypatch.setattr("w2vbert.tasks.manifests.write_json", interrupt)
     for step in (
         lambda: prepare.extract_features(manifests, tmp_path / "out", ExtractionConfig()),
         lambda: prepare.train_tokenizer(manifests, tmp_path / "out", TokenizerConfig(vocab_size=30)),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from w2vbert.data.parallel import map_in_processes
 from w2vbert.errors import UserError
@@ -112,7 +113,7 @@ def check_subsets(config: CorpusConfig) -> None:
     there = sorted(path.name for path in config.corpus.iterdir() if path.is_dir() and not path.name.startswith("."))
     for split, subsets in config.splits.items():
         for subset in subsets:
-            if subset not in there:
+            if not (config.corpus / subset).is_dir():
                 names = ", ".join(there) or "none"
                 raise UserError(f"there is no subset {subset} in {config.corpus} (there are: {names})")
             folder = config.corpus / subset
@@ -141,21 +142,37 @@ def read_split(config: CorpusConfig, split: str, jobs: int) -> Split:
             else:
                 candidates[utterance.id] = utterance
     utterances = [candidates[key] for key in sorted(candidates)]
+    return keep_usable(split, utterances, dropped, config, jobs)
+
+
+def keep_usable(
+    split: str, utterances: Sequence[Utterance], dropped: dict[str, list[str]], limits: CorpusConfig, jobs: int
+) -> Split:
+    """Decode all audio of a split, and keep what can be used.
+
+    Args:
+        dropped: reason -> ids of what was left out before.
+        limits: shortest and longest utterance.
+        jobs: number of processes that decode.
+
+    Raises:
+        UserError: nothing is left.
+    """
     decoded = map_in_processes(check_audio, [u.path for u in utterances], jobs)
     checks = progress(decoded, total=len(utterances), desc=f"checking {split}", unit="files")
     recordings, supervisions, resampled = [], [], []
     for utterance, check in zip(utterances, checks, strict=True):
-        problem = check.problem or _check_length(check, config)
+        problem = check.problem or _check_length(check, limits)
         if problem is not None:
             dropped.setdefault(problem, []).append(utterance.id)
             continue
         if check.sampling_rate_hz != SAMPLING_RATE_HZ:
             resampled.append(utterance.id)
-        recordings.append(_make_recording(utterance, check))
+        recordings.append(make_recording(utterance, check))
         supervisions.append(_make_supervision(utterance, recordings[-1]))
     if not recordings:
         reasons = ", ".join(f"{reason}: {len(ids)}" for reason, ids in sorted(dropped.items()))
-        raise UserError(f"no utterance is left in {split} ({','.join(config.splits[split])}): {reasons}")
+        raise UserError(f"no utterance is left in {split} ({','.join(limits.splits[split])}): {reasons}")
     return Split(split, recordings, supervisions, dropped, resampled)
 
 
@@ -234,8 +251,12 @@ def read_transcripts(folder: Path) -> dict[str, tuple[str, ...]]:
     return transcripts
 
 
-def check_audio(path: Path) -> AudioCheck:
-    """Decode a whole file: the header of a truncated FLAC still tells the full length."""
+def check_audio(path: Path, listen: Callable[[NDArray[np.float32], int], None] | None = None) -> AudioCheck:
+    """Decode a whole file: the header of a truncated FLAC still tells the full length.
+
+    Args:
+        listen: is given each block of samples (N,) and the sampling rate.
+    """
     samples = 0
     rate_hz = 0
     try:
@@ -247,6 +268,8 @@ def check_audio(path: Path) -> AudioCheck:
                 return AudioCheck(file.frames, rate_hz, "sampling rate that cannot be used")
             while len(block := file.read(READ_SAMPLES, dtype="float32")) > 0:
                 samples += len(block)
+                if listen is not None:
+                    listen(block, rate_hz)
                 if not np.isfinite(block).all():
                     return AudioCheck(samples, rate_hz, "samples that are no numbers")
                 if np.abs(block).max() > MAX_AMPLITUDE:
@@ -288,7 +311,8 @@ def _check_length(check: AudioCheck, config: CorpusConfig) -> str | None:
     return f"longer than {config.max_seconds:g} s" if seconds > config.max_seconds else None
 
 
-def _make_recording(utterance: Utterance, check: AudioCheck) -> Recording:
+def make_recording(utterance: Utterance, check: AudioCheck) -> Recording:
+    """Lhotse's recording of a file, at 16 kHz when it is loaded."""
     from lhotse import AudioSource, Recording
 
     recording = Recording(

@@ -3,28 +3,19 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from w2vbert.config import save_config, to_dict
-from w2vbert.data.corpora import (
-    SPLITS,
-    CorpusConfig,
-    Split,
-    check_subsets,
-    read_split,
-    shared_speakers,
-    shared_utterances,
-)
+from w2vbert.data.corpora import SPLITS, CorpusConfig, check_subsets, read_split
 from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, add_speeds, store_features
 from w2vbert.data.synthesis import SPLITS as SYNTH_SPLITS
 from w2vbert.data.synthesis import SynthConfig, write_corpus
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
-from w2vbert.files import check_space, real_path, write_json
+from w2vbert.files import check_space, real_path
 from w2vbert.log import logger
 from w2vbert.stages import Step, run_step
+from w2vbert.tasks.manifests import cuts_file, find_warnings, summarise, write_report, write_split
 
-SHOWN_IDS = 20  # of each reason in report.txt; report.json has them all
 BYTES_PER_VALUE = 1.2  # of stored features: 1.14 over the synthetic corpus of recipes/mini
 BYTES_PER_SECOND = 20_000  # of synthetic speech as FLAC: 19 700 over the same corpus
 
@@ -81,7 +72,7 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
     Raises:
         UserError: there are no manifests, their audio or the noise cannot be read, or the disk is too small.
     """
-    splits = [split for split in SPLITS if _cuts_file(manifests, split).is_file()]
+    splits = [split for split in SPLITS if cuts_file(manifests, split).is_file()]
     if not splits:
         raise UserError(f"{manifests} has no cuts_*.jsonl.gz: give the folder that `w2vbert prepare corpus` wrote")
     final = real_path(out)
@@ -96,7 +87,7 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
         save_config(config.filterbanks, folder / FEATURES_FILE)
         storage = folder / "storage"
         storage.mkdir()
-        cuts = {split: load_manifest(_cuts_file(manifests, split)) for split in splits}
+        cuts = {split: load_manifest(cuts_file(manifests, split)) for split in splits}
         if "train" in cuts:
             cuts["train"] = list(add_speeds(cuts["train"], config.speeds))  # read twice
         if config.noise is not None:
@@ -104,7 +95,7 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
         frames = sum(cut.duration for own in cuts.values() for cut in own) / config.frame_shift_seconds
         check_space(out, frames * config.num_mel_bins * BYTES_PER_VALUE)
         for split, stored in store_features(cuts, storage, final / storage.name, config, jobs).items():
-            CutSet.from_cuts(stored).to_file(_cuts_file(folder, split))
+            CutSet.from_cuts(stored).to_file(cuts_file(folder, split))
 
     return run_step(step, work, force)
 
@@ -115,7 +106,7 @@ def train_tokenizer(manifests: Path, out: Path, config: TokenizerConfig, force: 
     Raises:
         UserError: there is no train split, or the vocabulary does not fit its text.
     """
-    source = _cuts_file(manifests, "train")
+    source = cuts_file(manifests, "train")
     if not source.is_file():
         raise UserError(f"there is no {source}: a tokenizer needs the text of a train split")
     step = Step("tokenizer", out, config, {"manifests": manifests})
@@ -133,78 +124,9 @@ def train_tokenizer(manifests: Path, out: Path, config: TokenizerConfig, force: 
     return run_step(step, work, force)
 
 
-def _cuts_file(folder: Path, split: str) -> Path:
-    return folder / f"cuts_{split}.jsonl.gz"
-
-
 def _write_manifests(config: CorpusConfig, folder: Path, jobs: int) -> None:
-    from lhotse import CutSet, RecordingSet, SupervisionSet
-
     splits = [read_split(config, name, jobs) for name in SPLITS if name in config.splits]
     for split in splits:
-        RecordingSet.from_recordings(split.recordings).to_file(folder / f"recordings_{split.name}.jsonl.gz")
-        SupervisionSet.from_segments(split.supervisions).to_file(folder / f"supervisions_{split.name}.jsonl.gz")
-        CutSet.from_cuts(split.cuts()).to_file(_cuts_file(folder, split.name))
-    warnings = _find_warnings(splits)
-    summary = {split.name: _summarise(split, config) for split in splits}
-    write_json(folder / "report.json", {"corpus": str(config.corpus), "splits": summary, "warnings": warnings})
-    table = _format_table(summary)
-    report = "\n".join([*table, "", *_format_dropped(splits), *warnings]) + "\n"
-    (folder / "report.txt").write_text(report, encoding="utf-8", errors="backslashreplace")  # ids are file names
-    for line in table:
-        logger.info("%s", line)
-    for warning in warnings:
-        logger.warning("%s", warning)
-
-
-def _find_warnings(splits: Sequence[Split]) -> list[str]:
-    """What makes scores doubtful, or words differ that are the same; one line each."""
-    shared = {"speakers": shared_speakers(splits), "utterances": shared_utterances(splits)}
-    warnings = [
-        f"{len(ids)} {kind} are in both {a} and {b}: {', '.join(ids[:SHOWN_IDS])}"
-        for kind, pairs in shared.items()
-        for a, b, ids in pairs
-    ]
-    texts = [s.text for split in splits for s in split.supervisions if s.text]
-    small = sum(text != text.upper() for text in texts)
-    if small and any(text != text.lower() for text in texts):
-        warnings.append(
-            f"{small} of {len(texts)} transcripts have small letters, and there are capitals, too: words are compared "
-            "as they stand, so write all in one case"
-        )
-    return warnings
-
-
-def _summarise(split: Split, config: CorpusConfig) -> dict[str, Any]:
-    words = [word for s in split.supervisions for word in (s.text or "").split()]
-    return {
-        "subsets": list(config.splits[split.name]),
-        "utterances": len(split.recordings),
-        "hours": round(sum(r.duration for r in split.recordings) / 3600, 4),
-        "speakers": len({s.speaker for s in split.supervisions}),
-        "words": len(words),
-        "distinct_words": len(set(words)),
-        "resampled": len(split.resampled),
-        "dropped": {reason: sorted(ids) for reason, ids in sorted(split.dropped.items())},
-    }
-
-
-def _format_table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = [f"{'split':<11}{'utterances':>11}{'hours':>8}{'speakers':>9}{'words':>8}{'distinct':>9}  dropped"]
-    for name, row in summary.items():
-        dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in row["dropped"].items()) or "0"
-        resampled = f" ({row['resampled']} resampled to 16 kHz)" if row["resampled"] else ""
-        lines.append(
-            f"{name:<11}{row['utterances']:>11}{row['hours']:>8.2f}{row['speakers']:>9}{row['words']:>8}"
-            f"{row['distinct_words']:>9}  {dropped}{resampled}"
-        )
-    return lines
-
-
-def _format_dropped(splits: Sequence[Split]) -> list[str]:
-    lines = []
-    for split in splits:
-        for reason, ids in sorted(split.dropped.items()):
-            more = f" and {len(ids) - SHOWN_IDS} more (see report.json)" if len(ids) > SHOWN_IDS else ""
-            lines.append(f"{split.name}: {reason}: {', '.join(sorted(ids)[:SHOWN_IDS])}{more}")
-    return lines
+        write_split(split, folder)
+    summary = {split.name: summarise(split, config.splits[split.name]) for split in splits}
+    write_report(folder, config.corpus, summary, find_warnings(splits))
