@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from w2vbert.cli.options import app
+from w2vbert.cli.options import Config, Force, LanguageModel, Model, Set, app
+from w2vbert.stages import skipping_what_is_done
 
 Option = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="OPT", help="Option of sbatch (--time=60); may be repeated."),
 ]
 Gpus = Annotated[int, typer.Option(min=0, metavar="N", help="GPUs on each node.")]
+Cpus = Annotated[int, typer.Option(min=1, metavar="N", help="Processor cores on each node.")]
 
 
 @app.command()
@@ -22,7 +24,7 @@ def submit(
     parts: Annotated[int | None, typer.Option(min=1, metavar="N", help="Submit an array of N.")] = None,
     nodes: Annotated[int, typer.Option(min=1, metavar="N", help="Machines for each; above 1: w2vbert-launch.")] = 1,
     gpus: Gpus = 0,
-    cpus: Annotated[int, typer.Option(min=1, metavar="N", help="Processor cores on each node.")] = 1,
+    cpus: Cpus = 1,
     option: Option = None,
 ) -> None:
     """Run any command as a Slurm job, or an array, and wait for its end."""
@@ -30,3 +32,43 @@ def submit(
     from w2vbert.tasks.slurm import Resources, submit_command
 
     submit_command(Work(name, tuple(command), log, parts), Resources(nodes, gpus, cpus, tuple(option or [])))
+
+
+@app.command()
+def merge(
+    parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="All files NAME.I-of-N.jsonl of one NAME.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="File to write.")],
+) -> None:
+    """Join the parts of a job, after a check that nothing is missing."""
+    from w2vbert.tasks import merge as task
+
+    task.merge_parts(parts, out)
+
+
+@app.command("batch-score")
+@skipping_what_is_done
+def batch_score(
+    model: Model,
+    manifest: Annotated[Path, typer.Option(metavar="PATH", help="Manifest of cuts (.jsonl.gz), or folder of audio.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder to write.")],
+    nj: Annotated[int, typer.Option("--nj", min=1, metavar="N", help="Parts to split into.")] = 1,
+    cmd: Annotated[str, typer.Option(metavar="NAME", help="Where they run: local, or slurm.")] = "local",
+    lm: LanguageModel = None,
+    gpus: Gpus = 0,
+    cpus: Cpus = 1,
+    option: Option = None,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Recognise many recordings in parts, on a cluster or here, and score.
+
+    Started again it goes on: with what is missing, and with jobs that are still in the queue.
+    """
+    from w2vbert.config import load_config
+    from w2vbert.tasks import batch_score as task
+    from w2vbert.tasks.decode import DecodeConfig
+    from w2vbert.tasks.slurm import Resources
+
+    place = task.Place(cmd, nj, Resources(1, gpus, cpus, tuple(option or [])))
+    task.batch_score(model, manifest, out, lm, load_config(DecodeConfig, config, set_ or []), place, force)
