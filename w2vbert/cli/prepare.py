@@ -37,10 +37,43 @@ def prepare_corpus(
 
     Train, dev and test need transcripts.
     """
+    splits = _name_splits(train, dev, test, unlabelled)
+    from w2vbert.tasks import prepare as task
+
+    task.prepare_corpus(corpus, out, splits, nj, force)
+
+
+@prepare.command("librilight")
+@skipping_what_is_done
+def prepare_librilight(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Folder that holds small, medium, LibriSpeech, ...")],
+    out: Out,
+    train: SplitNames = "",
+    dev: SplitNames = "",
+    test: SplitNames = "",
+    unlabelled: SplitNames = "",
+    nj: Jobs = 1,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Cut Libri-Light's recordings at silences, and make manifests.
+
+    --train takes 10min, 1h and 10h, too. What was cut before a failure is kept.
+    """
+    from w2vbert.data.segments import CutConfig
+
+    splits = _name_splits(train, dev, test, unlabelled)
+    settings = load_config(CutConfig, config, set_ or [])
+    from w2vbert.tasks import prepare_librilight as task
+
+    task.prepare_librilight(corpus, out, splits, settings, nj, force)
+
+
+def _name_splits(train: str, dev: str, test: str, unlabelled: str) -> dict[str, list[str]]:
+    """The subsets of each split, as they were typed."""
     chosen = {"train": train, "dev": dev, "test": test, "unlabelled": unlabelled}
     splits = {split: [name.strip() for name in names.split(",") if name.strip()] for split, names in chosen.items()}
     if not any(splits.values()):
         raise UserError("name the subsets of the corpus with --train, --dev, --test, --unlabelled")
-    from w2vbert.tasks import prepare as task
-
-    task.prepare_corpus(corpus, out, splits, nj, force)
+    return splits
