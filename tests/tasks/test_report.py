@@ -52,7 +52,7 @@ def test_the_table(rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
         ["from scratch", f"**12.3** [10.8, 14.8] {counts}", f"**20.0** [18.5, 22.5] {counts}", "2.0", "3.2"],
         ["pre-trained + LM", f"**5.1** [3.6, 7.6] {counts}", f"**10.0** [8.5, 12.5] {counts}", "12.1", "7.0"],
     ]
-    assert "bootstrap interval (by speakers)" in text
+    assert "95 % interval (by speakers)" in text
     run("report", tmp_path / "new" / "RESULTS.md", *rows[:2])
     assert "pre-trained + LM" not in (tmp_path / "new" / "RESULTS.md").read_text()
 

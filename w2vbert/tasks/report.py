@@ -85,7 +85,7 @@ def _wer_cell(score: dict[str, Any]) -> str:
 def _notes(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str]) -> list[str]:
     first = results[0][1]["splits"][splits[0]]
     return [
-        f"WER with its 95 % bootstrap interval (by {first['resampled']}) and counts of insertions, deletions and "
+        f"WER with its 95 % interval (by {first['resampled']}) and counts of insertions, deletions and "
         "substitutions over the words of the references. Hours and minutes are those of all trainings that the row "
         "needs, repetitions counted: pre-training, fine-tuning, and the teacher's for self-training.",
     ]

@@ -1,98 +1,139 @@
 """Scoring of files: what was recognised against what was said."""
 
-import json
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from w2vbert.decoding.scoring import WerResult, score_pairs
+from w2vbert.decoding.alignment import Counts
+from w2vbert.decoding.breakdown import Group, by_length, by_speaker, find_confusions, worst_utterances
+from w2vbert.decoding.normalization import Normalization
+from w2vbert.decoding.scoring import ErrorRate, WerResult, compare_results, score_characters, score_pairs
+from w2vbert.decoding.significance import Difference
 from w2vbert.errors import UserError
-from w2vbert.tasks.text_files import read_lines
+from w2vbert.log import logger
+from w2vbert.tasks.scored_texts import Utterance, find_speakers, match_file_names, read_utterances
 
-TRN = re.compile(r"^(.*?)\(([^()\s]+)\)\s*$")
-TRN_COMMENT = ";;"
+WORST, CONFUSED = 10, 10
+"""Utterances, and errors of each kind, that JSON names."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One utterance of a file."""
+class System:
+    """A file of hypotheses and its scores.
 
-    id: str
-    text: str
-    speaker: str | None = None
+    Attributes:
+        name: as short as tells it from the others.
+        result: over words.
+        cer: over characters, white space left out.
+        characters: counts of each utterance.
+        difference: of the word error rate from that of the first; None for the first.
+    """
+
+    name: str
+    result: WerResult
+    cer: ErrorRate
+    characters: list[Counts]
+    difference: Difference | None
 
 
-def score_files(ref: Path, hyp: Path) -> WerResult:
-    """Word error rate of the texts in `hyp` against those in `ref`; words are compared as they stand.
+def score_files(ref: Path, hyp: Path, normalization: Normalization | None = None) -> WerResult:
+    """Word error rate of the texts in `hyp` against those in `ref`.
 
-    Each file, plain or gzip, may be Kaldi text (`ID WORDS...`), trn (`WORDS... (ID)`) or JSONL (objects with `id` and
-    `text`; null stands for no text), told apart by content. The interval draws speakers where `ref` names them: by
-    `speaker` in JSONL, otherwise by the part of the id before the first `-` or `_`; else it draws utterances.
+    Formats: see `read_utterances`. The interval draws speakers where `ref` names them, or where the part of the ids
+    before the first `-` or `_` does; else it draws utterances.
+
+    Args:
+        ref, hyp: files.
+        normalization: of both; None: texts are compared as they stand.
 
     Raises:
         UserError: a file is missing, empty or not in these formats, or the ids of the two differ.
     """
-    refs, hyps = _read_texts(ref), _read_texts(hyp)
-    speakers = {id: entry.speaker or _speaker_of(id) for id, entry in refs.items()}
-    groups = {id: speaker for id, speaker in speakers.items() if speaker is not None}
-    return score_pairs(
-        {id: entry.text for id, entry in refs.items()},
-        {id: entry.text for id, entry in hyps.items()},
-        groups if len(groups) == len(refs) else None,
-    )
+    return _score(read_utterances(ref), hyp, normalization or Normalization())
 
 
-def _speaker_of(id: str) -> str | None:
-    parts = re.split("[-_]", id, maxsplit=1)
-    return parts[0] if len(parts) > 1 and parts[0] else None
+def score_systems(ref: Path, hyps: Sequence[Path], normalization: Normalization) -> list[System]:
+    """Scores several files of hypotheses, and compares each with the first.
 
-
-def _read_texts(path: Path) -> dict[str, Entry]:
-    """The utterances of a file by id, in its order."""
-    lines = [(number, line) for number, line in read_lines(path) if not line.startswith(TRN_COMMENT)]
-    if not lines:
-        raise UserError(f"{path} is empty: one utterance a line is needed")
-    parse = _find_format([line for _, line in lines])
-    entries: dict[str, Entry] = {}
-    for number, line in lines:
+    Raises:
+        UserError: as `score_files`; the message begins with the file where there are several.
+    """
+    if len(set(hyps)) < len(hyps):
+        raise UserError("a file of hypotheses is given twice")
+    refs = read_utterances(ref)
+    systems: list[System] = []
+    for name, hyp in zip(_short_names(hyps), hyps, strict=True):
         try:
-            entry = parse(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: {error}") from error
-        if entry.id in entries:
-            raise UserError(f"{path}:{number}: id {entry.id} stands there twice")
-        entries[entry.id] = entry
-    return entries
+            result = _score(refs, hyp, normalization)
+        except UserError as error:
+            raise error if str(hyp) in str(error) else UserError(f"{hyp}: {error}") from error
+        cer, characters = score_characters(result)
+        difference = compare_results(systems[0].result, result) if systems else None
+        systems.append(System(name, result, cer, characters, difference))
+    return systems
 
 
-def _find_format(lines: list[str]) -> Callable[[str], Entry]:
-    if lines[0].startswith("{"):
-        return _parse_json
-    if all(TRN.match(line) for line in lines):
-        return _parse_trn
-    return _parse_kaldi
+def describe(systems: Sequence[System], normalization: Normalization) -> dict[str, Any]:
+    """The scores for JSON: those of one system at the top, those of several under `systems`."""
+    head = {"normalization": normalization.name, "normalization_steps": list(normalization.steps)}
+    described = [_describe_system(system) for system in systems]
+    return described[0] | head if len(systems) == 1 else head | {"systems": described}
 
 
-def _parse_json(line: str) -> Entry:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ValueError("not JSON") from error
-    if not isinstance(value, dict) or not isinstance(value.get("id"), str) or "text" not in value:
-        raise ValueError('an object with "id" (a string) and "text" is needed')
-    text, speaker = value["text"], value.get("speaker")
-    if text is not None and not isinstance(text, str):
-        raise ValueError('"text" is not a string')
-    return Entry(value["id"], text or "", None if speaker is None else str(speaker))
+def _describe_system(system: System) -> dict[str, Any]:
+    result, characters = system.result, system.cer.counts
+    confusions = find_confusions(result, CONFUSED)
+    described = result.to_dict() | {
+        "name": system.name,
+        "cer": system.cer.percent,
+        "characters": _counts(characters) | {"interval": list(system.cer.interval)},
+        "speakers": [_describe_group(group) for group in by_speaker(result, system.characters)],
+        "lengths": [_describe_group(group) for group in by_length(result, system.characters)],
+        "worst": [
+            {"id": u.id, "words": u.words, "errors": u.errors, "ref": u.ref, "hyp": u.hyp}
+            for u in worst_utterances(result, WORST)
+        ],
+        "confusions": asdict(confusions),
+    }
+    if system.difference is not None:
+        described["difference"] = asdict(system.difference) | {"is_chance": system.difference.is_chance}
+    return described
 
 
-def _parse_trn(line: str) -> Entry:
-    match = TRN.match(line)
-    assert match is not None
-    return Entry(match[2], match[1].strip())
+def _describe_group(group: Group) -> dict[str, Any]:
+    wer = group.words.percent if group.words.length else None
+    cer = group.characters.percent if group.characters.length else None
+    return {"name": group.name, "utterances": group.utterances, "wer": wer, "cer": cer} | _counts(group.words, "words")
 
 
-def _parse_kaldi(line: str) -> Entry:
-    id, *text = line.split(maxsplit=1)
-    return Entry(id, text[0] if text else "")
+def _counts(counts: Counts, length: str = "length") -> dict[str, int]:
+    return {
+        length: counts.length,
+        "errors": counts.errors,
+        "insertions": counts.insertions,
+        "deletions": counts.deletions,
+        "substitutions": counts.substitutions,
+    }
+
+
+def _score(refs: dict[str, Utterance], hyp: Path, normalization: Normalization) -> WerResult:
+    hyps = match_file_names(refs, read_utterances(hyp))
+    failed = sum(utterance.value is not None and utterance.value["text"] is None for utterance in hyps.values())
+    if failed:
+        logger.warning(f"{hyp}: {failed} of {len(hyps)} utterances have no text (null): their words count as deleted")
+    ref_texts = {id: normalization(utterance.text) for id, utterance in refs.items()}
+    hyp_texts = {id: normalization(utterance.text) for id, utterance in hyps.items()}
+    return score_pairs(ref_texts, hyp_texts, find_speakers(refs.values()))
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """File names without suffixes, with as many of the folders above as it takes to tell them apart."""
+    parts = [(*path.resolve().parts[1:-1], path.name.split(".")[0].removeprefix("hyps-")) for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["_".join(one[-depth:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name}_{number}" for number, name in enumerate(names, 1)]

@@ -14,9 +14,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     The file is UTF-8, gzip if its name ends in .gz.
 
     Raises:
-        UserError: no such file, not gzip, or not UTF-8; with the line.
+        UserError: no such file, not gzip, or not UTF-8 text; with the line.
     """
     for number, raw in read_raw_lines(path):
+        if b"\0" in raw:
+            raise UserError(f"{path}:{number}: not text, but binary data")
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
