@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from w2vbert.decoding.hypothesis import Hypothesis
 
@@ -19,7 +19,8 @@ class Word:
 
     Attributes:
         text: its letters.
-        start, end: seconds; from the frame that emitted its first piece to the end of the frame that emitted its last.
+        start, end: seconds; from the frame that emitted its first piece to the end of the frame that emitted its last,
+            or to the start of the next word, if that comes on the same frame.
         confidence: geometric mean of the probabilities of its pieces, 0 to 1.
     """
 
@@ -48,4 +49,5 @@ def find_words(hypothesis: Hypothesis, pieces: Sequence[str]) -> list[Word]:
             log_prob = sum(hypothesis.token_log_probs[i] for i in group) / len(group)
             start, end = hypothesis.frames[group[0]] * FRAME_SECONDS, (hypothesis.frames[group[-1]] + 1) * FRAME_SECONDS
             words.append(Word(text, start, end, math.exp(min(log_prob, 0.0))))
-    return words
+    starts = [*(word.start for word in words[1:]), math.inf][: len(words)]
+    return [replace(word, end=min(word.end, start)) for word, start in zip(words, starts, strict=True)]

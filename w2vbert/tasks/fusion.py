@@ -1,18 +1,22 @@
 """Language models of a search: which scorers a command's options stand for, and their weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
 
 from w2vbert.data.tokenizer import Tokenizer
+from w2vbert.decoding.model import LabelModel
+from w2vbert.decoding.neural_scorers import InternalLmScorer, NeuralScorer
 from w2vbert.decoding.scorers import NgramScorer, Scorer, WeightedScorer
 from w2vbert.decoding.search import SearchConfig
+from w2vbert.decoding.word_ngram import WordNgramScorer
 from w2vbert.errors import UserError
 from w2vbert.models.transducer import Transducer
+from w2vbert.tasks.language_models import NGRAM, WORD_NGRAM, load_neural_lm, load_ngram, read_lm_card
 
-LmKind = Literal["ngram", "word_ngram", "neural"]
+LETTERS: dict[str, Callable[[str], str]] = {"upper": str.upper, "lower": str.lower, "mixed": str}
+"""From a word of the tokenizer to that of a model over words, by the case of its words."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,6 @@ class FusionConfig:
                 raise ValueError(f"{field.name}: {getattr(self, field.name)} is not allowed: a finite number")
 
 
-def lm_kind(folder: Path) -> LmKind:
-    """What kind of language model a folder of `w2vbert lm` holds.
-
-    Raises:
-        UserError: the folder is no language model's.
-    """
-    return "ngram"
-
-
 def load_scorers(
     lms: Sequence[Path],
     lodr: Path | None,
@@ -70,18 +65,35 @@ def load_scorers(
         UserError: the search is greedy, a folder is no language model, its pieces are not the tokenizer's, or two are
             of one kind.
     """
-    if not lms and lodr is None:
+    if not lms and lodr is None and weights.internal == 0.0:
         return []
     if config.method == "greedy":
         raise UserError("a language model needs a beam search: --set search.method=beam")
-    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
     found: dict[str, Scorer] = {}
     for folder in lms:
-        kind = lm_kind(folder)
+        kind = read_lm_card(folder)["kind"]
         if kind in found:
             raise UserError(f"{folder} is the second {kind} language model: one of each kind is allowed")
-        found[kind] = NgramScorer.load(folder, pieces)
+        found[kind] = _load_scorer(folder, tokenizer)
     scorers = [WeightedScorer(name, scorer, getattr(weights, name)) for name, scorer in found.items()]
     if lodr is not None:
-        scorers.append(WeightedScorer("lodr", NgramScorer.load(lodr, pieces), -weights.lodr))
+        if read_lm_card(lodr)["kind"] != NGRAM:
+            raise UserError(f"{lodr} cannot be subtracted: an n-gram over word pieces is needed")
+        scorers.append(WeightedScorer("lodr", _load_scorer(lodr, tokenizer), -weights.lodr))
+    if weights.internal != 0.0:
+        labels = LabelModel(model, tokenizer.unknown_id, config.blank_penalty)
+        scorers.append(WeightedScorer("internal", InternalLmScorer(labels), -weights.internal))
     return scorers
+
+
+def _load_scorer(folder: Path, tokenizer: Tokenizer) -> Scorer:
+    card = read_lm_card(folder)
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    if card["kind"] == NGRAM:
+        return NgramScorer.load(folder, pieces)
+    if card["kind"] == WORD_NGRAM:
+        return WordNgramScorer(load_ngram(folder), pieces, LETTERS[card["case"]])
+    lm, own = load_neural_lm(folder)
+    if own.digest != tokenizer.digest:
+        raise UserError(f"{folder} was made for another tokenizer: train it again with `w2vbert lm train`")
+    return NeuralScorer(lm)
