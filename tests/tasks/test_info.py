@@ -39,7 +39,11 @@ def test_a_model_folder(finished: Path) -> None:
 
 
 def test_any_folder_of_a_step_as_yaml_and_as_json(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
-    for folder, step in ((prepared.manifests, "prepare corpus"), (prepared.data, "features"), (prepared.lm, "lm ngram")):
+    for folder, step in (
+        (prepared.manifests, "prepare corpus"),
+        (prepared.data, "features"),
+        (prepared.lm, "lm ngram"),
+    ):
         run("info", folder)
         text = capsys.readouterr().out
         run("info", folder, "--json")
