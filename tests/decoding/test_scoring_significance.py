@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.make_sclite_golden import random_pairs
 from w2vbert.decoding.scoring import compare_results, score_pairs
 from w2vbert.decoding.significance import compare, rate_interval, segment_differences, t_quantile, t_within
 
@@ -75,6 +76,26 @@ def test_segments_are_parted_by_two_words_that_both_have_right() -> None:
     assert segment_differences(first, other) == [-1 + 1 + 1, 1]
     assert segment_differences(first, first) == [0]
     assert segment_differences(other, first) == [-1, -1]
+
+
+def two_systems() -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """References, and hypotheses of which the second lack some words of the first."""
+    pairs = {f"speaker_{number:04d}": pair for number, pair in enumerate(random_pairs(300, seed=8))}
+    refs, first = ({id: pair[side] for id, pair in pairs.items()} for side in (0, 1))
+    kept = {id: [word for place, word in enumerate(text.split()) if (place + 2) % 9] for id, text in first.items()}
+    return refs, first, {id: " ".join(words) for id, words in kept.items()}
+
+
+def test_the_matched_pairs_test_is_that_of_sc_stats() -> None:
+    """`sc_stats -t mapsswe` of Debian's sctk 2.4.10: number of segments, mean, standard deviation, Z."""
+    refs, first, other = two_systems()
+    results = [score_pairs(refs, hyps).utterances for hyps in (first, other)]
+    segments = [d for one, two in zip(*results, strict=True) for d in segment_differences(one.pairs, two.pairs)]
+    mean, deviation = np.mean(segments), np.std(segments, ddof=1)
+    assert (len(segments), round(mean, 3), round(deviation, 3)) == (645, -0.133, 0.986)
+    assert mean / deviation * math.sqrt(len(segments)) == pytest.approx(-3.433, abs=1e-3)
+    found = compare([2], [1], [10], segments)
+    assert found.p_segments == pytest.approx(math.erfc(3.433 / math.sqrt(2)), rel=0.01)
 
 
 def test_a_clear_difference_is_no_chance() -> None:
