@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from w2vbert.cli.options import Config, Force, Jobs, Out, Set, SplitNames, prepare
+from w2vbert.cli.options import Config, Force, Jobs, Out, Set, SplitNames, app, prepare
 from w2vbert.config import load_config
 from w2vbert.errors import UserError
 from w2vbert.stages import skipping_what_is_done
@@ -77,3 +77,20 @@ def _name_splits(train: str, dev: str, test: str, unlabelled: str) -> dict[str, 
     if not any(splits.values()):
         raise UserError("name the subsets of the corpus with --train, --dev, --test, --unlabelled")
     return splits
+
+
+@app.command()
+def download(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to download to.")],
+    name: Annotated[list[str], typer.Argument(metavar="NAME...", help="dev-clean, small, lm-text, and so on.")],
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Folder with the same files, instead of their publishers'.")
+    ] = None,
+) -> None:
+    """Download subsets of LibriSpeech and Libri-Light.
+
+    Goes on after an interruption, checks what has come, and unpacks it.
+    """
+    from w2vbert.tasks import download as task
+
+    task.download(out, name, mirror)
