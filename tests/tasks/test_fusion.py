@@ -105,5 +105,5 @@ def test_fusion_is_part_of_the_configs(prepared: Prepared, tmp_path: Path, fails
     save_config(FusionConfig(neural=0.7), tmp_path / "fusion.yaml")
     assert load_config(FusionConfig, tmp_path / "fusion.yaml") == FusionConfig(neural=0.7)
     audio = next(prepared.corpus.rglob("*.flac"))
-    start = ("decode", "--model", prepared.model, audio, "-o", tmp_path / "out")
+    start = ("decode", "--model", prepared.model, audio, "-o", tmp_path / "out.jsonl")
     assert "fusion" in fails(*start, "--set", "fusion.bigram=1")

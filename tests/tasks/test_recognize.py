@@ -110,7 +110,7 @@ def test_a_folder_that_is_no_model_is_refused_by_every_command(
 ) -> None:
     damage(model)
     audio = next(prepared.corpus.rglob("*.flac"))
-    assert message in fails("decode", "--model", model, audio, "-o", tmp_path / "out")
+    assert message in fails("decode", "--model", model, audio, "-o", tmp_path / "out.jsonl")
     if model.is_dir():
         assert message in fails(
             "decode", "--model", model, "--data", prepared.data, "--split", "dev", "--out", tmp_path / "out"
