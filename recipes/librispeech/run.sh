@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LibriSpeech, or any corpus in its layout: from the corpus to a table of word error rates.
 #
-#   stage 0  find the corpus
+#   stage 0  download (not with --corpus); goes on after an interruption
 #   stage 1  manifests of the corpus, with a report on what is in it
 #   stage 2  features, tokenizer, n-gram language model
 #   stage 3  pre-training with w2v-BERT's objective, on the unlabelled and the train subsets
@@ -18,10 +18,12 @@ nj=$(env -u OMP_NUM_THREADS nproc)  # N         processor cores to use
 ngpu=0                          # N         GPUs to use, of each machine
 cmd=local                       # NAME      who runs the commands: local (this machine), or slurm (a cluster)
 num_nodes=1                     # N         machines for a training, with --cmd slurm
-corpus=                         # DIR       folder that holds the subsets
-train=train-clean-100,train-clean-360,train-other-500  # NAME,...  subsets with transcripts, to train on
-dev=dev-clean,dev-other         # NAME,...  subsets with transcripts, to choose the best model
-test=test-clean,test-other      # NAME,...  subsets with transcripts, for the final scores
+corpus=                         # DIR       folder that holds the subsets; none: they are downloaded
+download=download               # DIR       where to download to
+mirror=                         # URL       folder with the same archives, instead of openslr.org
+train='train-clean-100,train-clean-360,train-other-500'  # NAME,...  subsets with transcripts, to train on
+dev='dev-clean,dev-other'       # NAME,...  subsets with transcripts, to choose the best model
+test='test-clean,test-other'    # NAME,...  subsets with transcripts, for the final scores
 unlabelled=                     # NAME,...  more subsets for pre-training, and for self-training; none: no self-training
 lm_text=                        # FILE      sentences for the language model; none: the corpus's lm-text.txt.gz, if any
 conf=conf                       # DIR       settings of the steps
@@ -41,7 +43,6 @@ if [ "$cmd" = local ]; then
   [ "$ngpu" -eq 0 ] || [ "$ngpu" -le "$(nvidia-smi -L 2>/dev/null | wc -l)" ] ||
     fail "--ngpu $ngpu: nvidia-smi does not find so many GPUs here"
 fi
-[ -n "$corpus" ] || [ "$stage" -gt 2 ] || fail "where is the corpus? name the folder that holds its subsets with --corpus"
 [ -z "$corpus" ] || [ -d "$corpus" ] || fail "corpus folder $corpus does not exist"
 [ -d "$conf" ] || fail "folder of settings $conf does not exist (--conf)"
 
@@ -54,13 +55,23 @@ choose_preset() {
 }
 pretrain_conf=$(choose_preset --pretrain-preset pretrain "$pretrain_preset" base)
 finetune_conf=$(choose_preset --finetune-preset finetune "$finetune_preset" 960h)
+tokenizer_conf=$(choose_preset --finetune-preset tokenizer "$finetune_preset" 960h)
 
 . ./cmd.sh
 . ./path.sh
 
 if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
-  begin 0 "nothing to fetch, the corpus is $corpus"
+  if [ -n "$corpus" ]; then
+    begin 0 "nothing to download, the corpus is $corpus"
+  else
+    begin 0 "download"
+    IFS=, read -ra step <<<"$train,$dev,$test${unlabelled:+,$unlabelled}"
+    step=(w2vbert download "$download" "${step[@]}")
+    if [ -n "$mirror" ]; then step+=(--mirror "$mirror"); fi
+    run "${step[@]}"
+  fi
 fi
+corpus=${corpus:-$download/LibriSpeech}
 
 if [ "$stage" -le 1 ] && [ "$stop_stage" -ge 1 ]; then
   begin 1 "manifests of $corpus"
@@ -73,7 +84,7 @@ if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
   step=(w2vbert features "$data_dir/manifests" "$data_dir/fbank" --nj "$nj")
   if [ -f "$conf/features.yaml" ]; then step+=(--config "$conf/features.yaml"); fi
   run "${step[@]}"
-  run w2vbert tokenizer "$data_dir/manifests" "$data_dir/tokenizer" --config "$conf/tokenizer.yaml"
+  run w2vbert tokenizer "$data_dir/manifests" "$data_dir/tokenizer" --config "$tokenizer_conf"
   step=(w2vbert lm ngram "$data_dir/manifests" "$data_dir/lm" --tokenizer "$data_dir/tokenizer" --config "$conf/lm.yaml")
   if [ -z "$lm_text" ] && [ -f "$corpus/lm-text.txt.gz" ]; then lm_text=$corpus/lm-text.txt.gz; fi
   if [ -n "$lm_text" ]; then step+=(--text "$lm_text"); fi
