@@ -186,6 +186,9 @@ def test_a_mistake_of_ours_is_not_hidden(tasks: Callable[..., list[tuple[object,
 
 
 def test_arguments_reach_the_tasks(tasks: Callable[..., list[tuple[object, ...]]]) -> None:
+    from w2vbert.tasks.fusion import LanguageModels
+    from w2vbert.tasks.outputs import Output
+
     calls = tasks("prepare", "prepare_corpus")
     assert cli.main("prepare corpus C O --train a,b --unlabelled e --nj 2 --force".split()) == 0
     assert calls == [(Path("C"), Path("O"), {"train": ["a", "b"], "dev": [], "test": [], "unlabelled": ["e"]}, 2, True)]
@@ -195,10 +198,11 @@ def test_arguments_reach_the_tasks(tasks: Callable[..., list[tuple[object, ...]]
     assert calls == [(Path("D"), Path("O"), Path("T"), "scratch", None, Path("c.yaml"), ["a=1", "b=2"], False, 1.5)]
     calls = tasks("decode", "decode_splits")
     assert cli.main("decode --model M --lm L --data D --split dev --split test --out O".split()) == 0
-    assert calls == [(Path("M"), Path("D"), ["dev", "test"], Path("O"), Path("L"), None, [], False)]
-    calls = tasks("decode", "decode_files")
+    assert calls == [(Path("M"), Path("D"), ["dev", "test"], Path("O"), LanguageModels((Path("L"),)), None, [], False)]
+    calls = tasks("recognize_files", "decode_files")
     assert cli.main("decode --model M a.wav b -o out.jsonl".split()) == 0
-    assert calls == [(Path("M"), [Path("a.wav"), Path("b")], None, Path("out.jsonl"), None, [])]
+    output = Output(Path("out.jsonl"))
+    assert calls == [(Path("M"), [Path("a.wav"), Path("b")], output, LanguageModels(), None, [])]
     calls = tasks("report", "write_report")
     assert cli.main(["report", "R.md", "--row", "a=b=exp/a", "--row", "c=d"]) == 0
     assert calls == [(Path("R.md"), [("a=b", Path("exp/a")), ("c", Path("d"))], None)]

@@ -1,4 +1,4 @@
-"""Reading any audio file, and cutting long ones."""
+"""Reading any audio file, whole and in blocks."""
 
 from pathlib import Path
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 
 from tests.data.corpus_factory import noise, truncate
-from w2vbert.data.audio import cut_at_quiet, find_audio, read_audio
+from w2vbert.data import audio
+from w2vbert.data.audio import find_audio, read_audio
 from w2vbert.data.corpora import AUDIO_SUFFIXES
 from w2vbert.errors import UserError
 
@@ -119,32 +121,27 @@ def test_files_are_found_below_folders_in_order(tmp_path: Path) -> None:
         find_audio([tmp_path / "empty"])
 
 
-@pytest.mark.parametrize("seconds", [0.01, 9.99, 10.0, 10.01, 10.04, 35.0, 61.234])
-def test_pieces_join_to_the_original_and_none_is_too_long(seconds: float) -> None:
-    samples = torch.from_numpy(noise(seconds, 4000))
-    pieces = list(cut_at_quiet(samples, 4000, 10.0))
-    assert torch.equal(torch.cat(pieces), samples)
-    assert all(0 < len(piece) <= 10.0 * 4000 for piece in pieces)
-    assert len(pieces) == 1 or min(map(len, pieces)) >= 0.05 * 4000
+@pytest.mark.parametrize("rate_hz", [8000, 22050, 44100])
+def test_blocks_join_to_what_is_resampled_at_once(
+    tmp_path: Path, rate_hz: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = noise(3.3, rate_hz)
+    soundfile.write(tmp_path / "a.wav", samples, rate_hz, subtype="FLOAT")
+    whole = torchaudio.functional.resample(torch.from_numpy(samples), rate_hz, RATE_HZ)
+    monkeypatch.setattr(audio, "BLOCK_SECONDS", 0.25)
+    blocks = list(audio.read_blocks(tmp_path / "a.wav", RATE_HZ))
+    assert len(blocks) > 10
+    torch.testing.assert_close(torch.cat(blocks), whole, atol=2e-4, rtol=0)
 
 
-def test_cuts_are_made_where_it_is_quiet() -> None:
-    samples = torch.from_numpy(noise(30))
-    pauses = [8.0, 16.5, 25.0]
-    for pause in pauses:
-        samples[int((pause - 0.1) * RATE_HZ) : int((pause + 0.1) * RATE_HZ)] = 0.0
-    pieces = list(cut_at_quiet(samples, RATE_HZ, 10.0))
-    ends = np.cumsum([len(piece) for piece in pieces]) / RATE_HZ
-    assert len(pieces) == 4
-    assert np.abs(ends[:3] - pauses).max() < 0.1
-
-
-def test_short_pieces_have_a_limit() -> None:
-    samples = torch.from_numpy(noise(2))
-    pieces = list(cut_at_quiet(samples, RATE_HZ, 0.3))
-    assert torch.equal(torch.cat(pieces), samples) and max(map(len, pieces)) <= 0.3 * RATE_HZ
-    with pytest.raises(UserError, match="pieces of 0.3 s and more, not of 0.2 s"):
-        list(cut_at_quiet(samples, RATE_HZ, 0.2))
+def test_one_channel_of_several(tmp_path: Path) -> None:
+    both = np.stack([noise(0.3), noise(0.3, seed=1)], axis=1)
+    soundfile.write(tmp_path / "a.wav", both, RATE_HZ, subtype="FLOAT")
+    for channel in (0, 1):
+        found = torch.cat(list(audio.read_blocks(tmp_path / "a.wav", RATE_HZ, channel)))
+        torch.testing.assert_close(found, torch.from_numpy(both[:, channel]))
+    with pytest.raises(UserError, match="has no channel 2: it has 2, counted from 0"):
+        list(audio.read_blocks(tmp_path / "a.wav", RATE_HZ, 2))
 
 
 def test_samples_far_beyond_one_are_refused(tmp_path: Path) -> None:

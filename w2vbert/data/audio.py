@@ -1,8 +1,10 @@
-"""Plain audio files: finding them, reading them as 16 kHz mono, and cutting long ones at quiet places."""
+"""Plain audio files: finding them, and reading them as mono of any sampling rate, whole or block by block."""
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,12 +13,15 @@ from w2vbert.data.corpora import AUDIO_SUFFIXES, MAX_AMPLITUDE, can_resample
 from w2vbert.errors import UserError
 from w2vbert.files import list_files
 
-QUIET_SECONDS = 0.1
-"""Width of the window whose energy says how quiet a place is."""
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+BLOCK_SECONDS = 30.0
+"""Audio that is read and resampled at once."""
 
 
-def find_audio(inputs: Sequence[Path]) -> list[Path]:
-    """Audio files among `inputs`, and below those that are folders, in order.
+def find_audio(inputs: Sequence[Path], suffixes: Sequence[str] = AUDIO_SUFFIXES) -> list[Path]:
+    """Files among `inputs`, and those with one of `suffixes` below those that are folders, in order.
 
     Raises:
         UserError: an input does not exist, or nothing was found.
@@ -24,13 +29,13 @@ def find_audio(inputs: Sequence[Path]) -> list[Path]:
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            files += [p for p in list_files(path) if p.suffix.lower() in AUDIO_SUFFIXES]
+            files += [p for p in list_files(path) if p.suffix.lower() in suffixes]
         elif path.is_file():
             files.append(path)
         else:
             raise UserError(f"{path} does not exist")
     if not files:
-        raise UserError(f"no audio in {', '.join(map(str, inputs))}: looked for {' '.join(AUDIO_SUFFIXES)}")
+        raise UserError(f"no audio in {', '.join(map(str, inputs))}: looked for {' '.join(suffixes)}")
     return files
 
 
@@ -38,45 +43,88 @@ def read_audio(path: Path, rate_hz: int) -> Tensor:
     """Samples (N,) float32 of a file at `rate_hz`, the mean of its channels.
 
     Raises:
-        UserError: the file cannot be decoded, ends before its header says (FLAC; a WAV is read as far as it goes), is
-            empty, holds NaN, or has a sampling rate that cannot be used.
+        UserError: as `read_blocks`.
     """
-    import soundfile
-    import torchaudio
-
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:  # as bytes: names need not be UTF-8
-            expected, rate = len(file), file.samplerate
-            if not can_resample(rate):
-                raise UserError(f"{path} has a sampling rate of {rate} Hz, which cannot be used")
-            samples = torch.from_numpy(file.read(dtype="float32", always_2d=True)).mean(1)  # (N,)
-    except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
-        raise UserError(f"{path} cannot be decoded: {error}") from error
-    if len(samples) < expected:
-        raise UserError(f"{path} is truncated: {len(samples)} of {expected} samples")
-    if not len(samples):
-        raise UserError(f"{path} holds no samples")
-    if not bool(samples.isfinite().all()):
-        raise UserError(f"{path} holds samples that are not finite")
-    if float(samples.abs().max()) > MAX_AMPLITUDE:
-        raise UserError(f"{path} holds samples up to {float(samples.abs().max()):.3g}: audio lies within -1 and 1")
-    return samples if rate == rate_hz else torchaudio.functional.resample(samples, rate, rate_hz)
+    return torch.cat(list(read_blocks(path, rate_hz)))
 
 
-def cut_at_quiet(samples: Tensor, rate_hz: int, max_seconds: float) -> Iterator[Tensor]:
-    """Pieces of at most `max_seconds`, each ended at the quietest place of its last third. (N,) -> pieces (n,).
+def read_blocks(path: Path, rate_hz: int, channel: int | None = None, name: str | None = None) -> Iterator[Tensor]:
+    """Blocks (n,) float32 of a file at `rate_hz`, one after the other; joined they are the same as resampled whole.
+
+    Args:
+        path: audio file.
+        rate_hz: sampling rate wanted.
+        channel: which channel, from 0; None: the mean of all.
+        name: what errors call the file; None: `path`.
 
     Raises:
-        UserError: the last third of `max_seconds` is too short to look for a quiet place.
+        UserError: the file cannot be decoded, ends before its header says (FLAC; a WAV is read as far as it goes), is
+            empty, holds NaN, lacks the channel, or has a sampling rate that cannot be used. What was read before the
+            damage has been yielded by then.
     """
-    longest = int(max_seconds * rate_hz)
-    window = int(QUIET_SECONDS * rate_hz)
-    if longest - 2 * longest // 3 < window:
-        raise UserError(f"audio can be cut into pieces of {3 * QUIET_SECONDS:.1f} s and more, not of {max_seconds:g} s")
-    while len(samples) > longest:
-        tail = samples[2 * longest // 3 : longest]
-        energy = torch.nn.functional.avg_pool1d(tail.square()[None], window, stride=window // 2)[0]
-        end = 2 * longest // 3 + int(energy.argmin()) * (window // 2) + window // 2
-        yield samples[:end]
-        samples = samples[end:]
-    yield samples
+    import soundfile
+
+    name = name or str(path)
+    try:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # as bytes: names need not be UTF-8
+            if not can_resample(file.samplerate):
+                raise UserError(f"{name} has a sampling rate of {file.samplerate} Hz, which cannot be used")
+            if channel is not None and channel >= file.channels:
+                raise UserError(f"{name} has no channel {channel}: it has {file.channels}, counted from 0")
+            yield from resample_blocks(_decode(file, name, channel), file.samplerate, rate_hz)
+    except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
+        reason = getattr(error, "error_string", "") or str(error)  # libsndfile's names the path in bytes
+        raise UserError(f"{name} cannot be decoded: {reason}") from error
+
+
+def _decode(file: "SoundFile", name: str, channel: int | None) -> Iterator[Tensor]:
+    """Checked blocks at the file's own rate."""
+    expected, size, count = len(file), int(BLOCK_SECONDS * file.samplerate), 0
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
+        samples = torch.from_numpy(block)  # (n, channels)
+        count += len(samples)
+        yield check_samples(samples.mean(1) if channel is None else samples[:, channel], name)
+    if count < expected:
+        raise UserError(f"{name} is truncated: {count} of {expected} samples")
+    if not count:
+        raise UserError(f"{name} holds no samples")
+
+
+def check_samples(samples: Tensor, name: object) -> Tensor:
+    """Returns samples that can be audio.
+
+    Raises:
+        UserError: some are not finite, or far beyond -1 and 1.
+    """
+    if not bool(samples.isfinite().all()):
+        raise UserError(f"{name} holds samples that are not finite")
+    loudest = float(samples.abs().max()) if len(samples) else 0.0
+    if loudest > MAX_AMPLITUDE:
+        raise UserError(f"{name} holds samples up to {loudest:.3g}: audio lies within -1 and 1")
+    return samples
+
+
+def resample_blocks(blocks: Iterable[Tensor], from_hz: int, to_hz: int) -> Iterator[Tensor]:
+    """Blocks (n,) at another rate: joined, they equal the joined blocks resampled at once."""
+    if from_hz == to_hz:
+        yield from blocks
+        return
+    import torchaudio
+
+    common = math.gcd(from_hz, to_hz)
+    step, out_step = from_hz // common, to_hz // common  # `step` samples become `out_step`
+    resample = torchaudio.transforms.Resample(from_hz, to_hz)
+    margin = step * math.ceil(resample.width / step)  # what the filter needs on each side, in whole steps
+    size = max(step * round(BLOCK_SECONDS * from_hz / step), margin)
+    kept, before, read = torch.zeros(0), 0, 0  # samples at hand, how many of them have been resampled before
+    for block in blocks:
+        read += len(block)
+        kept = torch.cat([kept, block])
+        while len(kept) >= before + size + margin:
+            skipped = before // step * out_step
+            yield resample(kept[: before + size + margin])[skipped : skipped + size // step * out_step]
+            kept = kept[before + size - margin :]
+            before = margin
+    done = (read - len(kept) + before) // step * out_step
+    skipped = before // step * out_step
+    yield resample(kept)[skipped : skipped + math.ceil(read * out_step / step) - done]

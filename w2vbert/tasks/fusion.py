@@ -43,6 +43,24 @@ class FusionConfig:
                 raise ValueError(f"{field.name}: {getattr(self, field.name)} is not allowed: a finite number")
 
 
+@dataclass(frozen=True)
+class LanguageModels:
+    """Language models of a search.
+
+    Attributes:
+        folders: each made by `w2vbert lm`, at most one of a kind.
+        lodr: folder of a low-order n-gram model over word pieces that is subtracted; None: none.
+    """
+
+    folders: tuple[Path, ...] = ()
+    lodr: Path | None = None
+
+    def inputs(self) -> dict[str, Path | None]:
+        """The folders by name, for the stamp of a step."""
+        first = self.folders[0] if self.folders else None
+        return {"lm": first} | {f"lm{n}": path for n, path in enumerate(self.folders[1:], 2)} | {"lodr": self.lodr}
+
+
 def load_scorers(
     lms: Sequence[Path],
     lodr: Path | None,
