@@ -106,8 +106,11 @@ def encode_text(
     """
     kind = np.uint16 if bytes_per_token == 2 else np.int32
     total = words = left_out = sentences = 0
-    bar = progress(desc="encode text", unit="sentences")
-    with (folder / TOKENS_FILE).open("wb") as tokens_file, (folder / ENDS_FILE).open("wb") as ends_file:
+    with (
+        (folder / TOKENS_FILE).open("wb") as tokens_file,
+        (folder / ENDS_FILE).open("wb") as ends_file,
+        progress(desc="encode text", unit="sentences") as bar,
+    ):
         np.zeros(1, np.int64).tofile(ends_file)
         source = iter(lines)
         while some := list(islice(source, LINES_AT_ONCE)):
@@ -120,7 +123,6 @@ def encode_text(
             (total + lengths.cumsum()).tofile(ends_file)
             total, sentences = total + int(lengths.sum()), sentences + len(kept)
             bar.update(len(some))
-    bar.close()
     if not sentences:
         reason = f": all {left_out} sentences have more than {max_tokens} pieces (max_pieces)" if left_out else ""
         raise UserError(f"there is no text to learn a language model from{reason}")

@@ -1,4 +1,4 @@
-"""What a folder made by w2vbert holds, and what a config of pre-training or fine-tuning gives."""
+"""What a folder made by w2vbert holds, and what a config of a training gives."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from w2vbert.tasks.pretrain import PretrainConfig
 
 VOCAB_SIZE = 1024
-"""Word pieces of a fine-tuning config's model, as in the paper; in training the tokenizer tells them."""
+"""Word pieces of the model of a config, as in the paper; in training the tokenizer tells them."""
 
 
 def describe(target: Path | None, config_path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -71,9 +71,11 @@ def _describe_config(path: Path | None, overrides: Sequence[str]) -> dict[str, A
     from w2vbert.tasks.pretrain import PretrainConfig
 
     keys = set(top_level_keys(path, overrides))
+    if "lm" in keys:
+        return _describe_lm(path, overrides)
     pretraining, finetuning = ({field.name for field in fields(kind)} for kind in (PretrainConfig, FinetuneConfig))
     if path is not None and keys and not keys & (pretraining | finetuning):
-        raise UserError(f"{path} is neither a pre-training nor a fine-tuning config: it has {', '.join(sorted(keys))}")
+        raise UserError(f"{path} is no config of a training: it has {', '.join(sorted(keys))}")
     if len(keys & finetuning) > len(keys & pretraining):
         return _describe_finetuning(load_config(FinetuneConfig, path, overrides))
     return _describe_pretraining(load_config(PretrainConfig, path, overrides))
@@ -120,6 +122,26 @@ def _describe_finetuning(config: "FinetuneConfig") -> dict[str, Any]:
         "vocab_size": VOCAB_SIZE,
         **_count_parameters(model),
         **_count_costs(config.encoder, flops, config.max_seconds),
+        "config": to_dict(config),
+    }
+
+
+def _describe_lm(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    import torch
+
+    from w2vbert.models.costs import STATE_BYTES_PER_PARAMETER
+    from w2vbert.models.language_model import CausalLm
+    from w2vbert.tasks.train_lm import LmTrainConfig
+
+    config = load_config(LmTrainConfig, path, overrides)
+    with torch.device("meta"):
+        model = CausalLm(config.lm, VOCAB_SIZE)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "kind": "language model",
+        "vocab_size": VOCAB_SIZE,
+        "parameters": parameters,
+        "weight_and_optimizer_bytes": STATE_BYTES_PER_PARAMETER * parameters,
         "config": to_dict(config),
     }
 

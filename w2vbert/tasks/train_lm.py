@@ -153,7 +153,7 @@ def train_lm(
     prepare_run(step, config.train, force)
     task = LmTask(config, pieces.vocab_size, dev)
     size = sum(parameter.numel() for parameter in task.model.parameters()) / 1e6
-    logger.info(f"language model of {size:.1f} M parameters on {text.counts.tokens} pieces, {len(text)} sentences")
+    logger.info(f"language model of {size:.3g} M parameters on {text.counts.tokens} pieces, {len(text)} sentences")
     batches = TextStream(text, config.batch_pieces, config.train.seed)
     result = Trainer(task, batches, config.train, out, PANELS, max_hours).fit()
     if not world.is_first:
