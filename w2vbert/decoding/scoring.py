@@ -168,7 +168,7 @@ def score_pairs(refs: Mapping[str, str], hyps: Mapping[str, str], groups: Mappin
     Raises:
         UserError: ids that stand on one side only, or no word to be recognised.
     """
-    _check_ids(refs, hyps)
+    check_ids(refs, hyps)
     utterances = _align(refs, hyps, groups or {id: id for id in refs})
     if not any(utterance.words for utterance in utterances):
         raise UserError("the references hold no words, so there is no word error rate")
@@ -231,7 +231,12 @@ def write_scores(folder: Path, set_name: str, result: WerResult, settings: str) 
             partial.write_text(text, encoding="utf-8")
 
 
-def _check_ids(refs: Mapping[str, str], hyps: Mapping[str, str]) -> None:
+def check_ids(refs: Mapping[str, object], hyps: Mapping[str, object]) -> None:
+    """Refuses ids that stand on one side only.
+
+    Raises:
+        UserError: names some of them.
+    """
     missing = [id for id in refs if id not in hyps]
     unknown = [id for id in hyps if id not in refs]
     if missing:

@@ -12,6 +12,7 @@ from w2vbert.files import atomic_dir, check_writable, write_json
 from w2vbert.stages import Step
 from w2vbert.tasks.score import System, describe
 from w2vbert.tasks.score_page import render_alignments, render_page
+from w2vbert.tasks.text_table import align_columns
 
 SPEAKERS, WORST, CONFUSED = 10, 3, 8
 """Speakers, utterances and errors of each kind that are printed."""
@@ -94,7 +95,7 @@ def _group_table(title: str, groups: Sequence[Group]) -> list[str]:
         cer = f"{characters.percent:.2f}" if characters.length else "-"
         counts = [words.insertions, words.deletions, words.substitutions]
         rows.append([group.name, str(group.utterances), str(words.length), wer, *map(str, counts), cer])
-    return _table([head, *rows])
+    return align_columns([head, *rows])
 
 
 def _render_comparison(systems: Sequence[System]) -> str:
@@ -118,7 +119,7 @@ def _render_comparison(systems: Sequence[System]) -> str:
         f"Differences are from {systems[0].name}. p: how often chance alone makes one as large; below 0.05 it is taken "
         "for real.",
     ]
-    return "\n".join([*_table([head, *rows]), "", *notes]) + "\n"
+    return "\n".join([*align_columns([head, *rows]), "", *notes]) + "\n"
 
 
 def _span(interval: tuple[float, float] | None, sign: str = "") -> str:
@@ -129,14 +130,3 @@ def _p(value: float | None) -> str:
     if value is None:
         return "-"
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with columns one under the other; the first and the last flush left, the others flush right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        cells[0] = row[0].ljust(widths[0])
-        lines.append("  ".join(cells).rstrip())
-    return lines
