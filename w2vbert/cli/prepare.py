@@ -10,6 +10,8 @@ from w2vbert.config import load_config
 from w2vbert.errors import UserError
 from w2vbert.stages import skipping_what_is_done
 
+PartNames = Annotated[str, typer.Option(metavar="NAME,...", help="Folders or tables of FOLDER, separated by commas.")]
+
 
 @prepare.command("synth")
 @skipping_what_is_done
@@ -38,6 +40,7 @@ def prepare_corpus(
     Train, dev and test need transcripts.
     """
     splits = _name_splits(train, dev, test, unlabelled)
+    _refuse_nothing(splits)
     from w2vbert.tasks import prepare as task
 
     task.prepare_corpus(corpus, out, splits, nj, force)
@@ -64,19 +67,46 @@ def prepare_librilight(
     from w2vbert.data.segments import CutConfig
 
     splits = _name_splits(train, dev, test, unlabelled)
+    _refuse_nothing(splits)
     settings = load_config(CutConfig, config, set_ or [])
     from w2vbert.tasks import prepare_librilight as task
 
     task.prepare_librilight(corpus, out, splits, settings, nj, force)
 
 
+@prepare.command("dir")
+@skipping_what_is_done
+def prepare_dir(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of audio, with transcripts or without.")],
+    out: Out,
+    train: PartNames = "",
+    dev: PartNames = "",
+    test: PartNames = "",
+    unlabelled: PartNames = "",
+    nj: Jobs = 1,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+) -> None:
+    """Make manifests of your own audio.
+
+    Reads FILE.txt beside the files, CSV, TSV and JSON lines, Kaldi's wav.scp. Splits that are not there are drawn.
+    """
+    from w2vbert.tasks import prepare_dir as task
+
+    splits = _name_splits(train, dev, test, unlabelled)
+    task.prepare_dir(source, out, splits, load_config(task.DirConfig, config, set_ or []), nj, force)
+
+
 def _name_splits(train: str, dev: str, test: str, unlabelled: str) -> dict[str, list[str]]:
     """The subsets of each split, as they were typed."""
     chosen = {"train": train, "dev": dev, "test": test, "unlabelled": unlabelled}
-    splits = {split: [name.strip() for name in names.split(",") if name.strip()] for split, names in chosen.items()}
+    return {split: [name.strip() for name in names.split(",") if name.strip()] for split, names in chosen.items()}
+
+
+def _refuse_nothing(splits: dict[str, list[str]]) -> None:
     if not any(splits.values()):
         raise UserError("name the subsets of the corpus with --train, --dev, --test, --unlabelled")
-    return splits
 
 
 @app.command()

@@ -41,12 +41,12 @@ class LongRecording:
     Attributes:
         path: the audio.
         id: SUBSET-SPEAKER-BOOK-FILE.
-        folder_speaker: name of the speaker's folder, for files that say nothing of their speaker.
+        speaker: name of the speaker's folder; what the JSON tells goes before it.
     """
 
     path: Path
     id: str
-    folder_speaker: str
+    speaker: str
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ def list_recordings(corpus: Path, subset: str) -> list[LongRecording]:
 
 
 def cut_recording(source: LongRecording, config: CutConfig) -> CutRecording:
-    """Decodes a whole file, and cuts it at the pauses that its JSON tells, or else at those that its energy shows."""
+    """Decodes a whole file, and cuts it at the pauses that its JSON tells, or else at those that its energy shows.
+
+    Without JSON, what is short enough for a piece stays whole.
+    """
     meters: list[EnergyMeter] = []
 
     def listen(block: Any, rate_hz: int) -> None:
@@ -130,13 +133,16 @@ def cut_recording(source: LongRecording, config: CutConfig) -> CutRecording:
 
     check = check_audio(source.path, listen)
     speaker, speech = read_metadata(source.path.with_suffix(".json"))
-    speaker = speaker or source.folder_speaker
+    speaker = speaker or source.speaker
     if check.problem is not None:
         return CutRecording(source, check, speaker, (), ENERGY, check.problem)
     energies = meters[0].energies()
     found_by = PUBLISHED if speech else ENERGY
     seconds = check.samples / check.sampling_rate_hz
-    pieces = tuple(cut_at_silences(speech or find_speech(energies), seconds, energies, config))
+    if not speech:
+        whole = seconds <= config.max_seconds
+        speech = [(0.0, seconds)] if whole else find_speech(energies)
+    pieces = tuple(cut_at_silences(speech, seconds, energies, config))
     problem = None if pieces else f"no speech of {config.min_seconds:g} s"
     return CutRecording(source, check, speaker, pieces, found_by, problem)
 

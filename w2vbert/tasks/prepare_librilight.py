@@ -88,16 +88,32 @@ def prepare_librilight(
         summary = {split.name: summarise(split, labels[split.name]) for split in labelled}
         warnings = find_warnings(labelled)
         if recordings:
-            reports = cut_in_parts(recordings, parts, config, jobs)
-            for kind in ("recordings", "cuts"):
-                _join([path / f"{kind}.jsonl.gz" for path, _ in reports], folder / f"{kind}_{UNLABELLED}.jsonl.gz")
-            summary[UNLABELLED] = _summarise([report for _, report in reports], subsets)
-            warnings += _find_shared([report for _, report in reports], labelled)
+            summary[UNLABELLED], speakers = write_unlabelled(recordings, folder, parts, config, jobs)
+            summary[UNLABELLED]["subsets"] = list(subsets)
+            warnings += find_shared(speakers, labelled)
         write_report(folder, corpus, summary, warnings)
 
     done = run_step(step, work, force)
     remove_tree(parts)
     return done
+
+
+def write_unlabelled(
+    recordings: Sequence[LongRecording], folder: Path, parts: Path, config: CutConfig, jobs: int
+) -> tuple[dict[str, Any], set[str]]:
+    """Writes the manifests of the unlabelled split into `folder`; row of the report, and speakers.
+
+    Args:
+        parts: folder for what is finished while the rest is not.
+
+    Raises:
+        UserError: parts have failed, or nothing is left.
+    """
+    reports = cut_in_parts(recordings, parts, config, jobs)
+    for kind in ("recordings", "cuts"):
+        _join([path / f"{kind}.jsonl.gz" for path, _ in reports], folder / f"{kind}_{UNLABELLED}.jsonl.gz")
+    row = _summarise([report for _, report in reports])
+    return row, {speaker for _, report in reports for speaker in report["speakers"]}
 
 
 def cut_in_parts(
@@ -201,7 +217,7 @@ def _join(sources: Sequence[Path], target: Path) -> None:
             joined.write(gzip.compress(b""))
 
 
-def _summarise(reports: Sequence[Mapping[str, Any]], subsets: Sequence[str]) -> dict[str, Any]:
+def _summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     totals = {
         name: sum(report[name] for report in reports) for name in reports[0] if name not in ("speakers", "dropped")
     }
@@ -220,7 +236,7 @@ def _summarise(reports: Sequence[Mapping[str, Any]], subsets: Sequence[str]) -> 
         totals["seconds"] / 3600,
     )
     return {
-        "subsets": list(subsets),
+        "subsets": [],
         "utterances": totals["pieces"],
         "hours": round(totals["seconds"] / 3600, 4),
         "speakers": len({speaker for report in reports for speaker in report["speakers"]}),
@@ -234,9 +250,8 @@ def _summarise(reports: Sequence[Mapping[str, Any]], subsets: Sequence[str]) -> 
     }
 
 
-def _find_shared(reports: Sequence[Mapping[str, Any]], labelled: Sequence[Split]) -> list[str]:
+def find_shared(unlabelled: set[str], labelled: Sequence[Split]) -> list[str]:
     """A line for each of dev and test that shares speakers with the unlabelled recordings."""
-    unlabelled = {speaker for report in reports for speaker in report["speakers"]}
     shared = {
         split.name: sorted(unlabelled & {str(said.speaker) for said in split.supervisions})
         for split in labelled

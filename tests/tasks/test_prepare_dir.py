@@ -1,0 +1,188 @@
+"""Folders of one's own, in all layouts that are read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from tests.data.corpus_factory import RATE_HZ, noise, truncate, write_subset
+from w2vbert import cli
+from w2vbert.data.features import ExtractionConfig
+from w2vbert.errors import UserError
+from w2vbert.tasks.prepare import extract_features
+from w2vbert.tasks.prepare_dir import DirConfig, prepare_dir
+
+
+def write_audio(path: Path, seconds: float = 0.5, text: str | None = None) -> Path:
+    """A file of noise, with FILE.txt beside it if it has a text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise(seconds), RATE_HZ)
+    if text is not None:
+        path.with_suffix(".txt").write_text(text + "\n")
+    return path
+
+
+def prepare(folder: Path, config: DirConfig | None = None, **named: list[str]) -> dict[str, dict[str, tuple[str, str]]]:
+    """Split -> id -> (speaker, text) of what `prepare dir` makes of a folder."""
+    from lhotse import load_manifest
+
+    out = folder.parent / "out"
+    prepare_dir(folder, out, named, config or DirConfig(), force=True)
+    found = {}
+    for path in sorted(out.glob("cuts_*.jsonl.gz")):
+        cuts = {cut.id: (cut.supervisions[0].speaker, cut.supervisions[0].text or "") for cut in load_manifest(path)}
+        found[path.name.removeprefix("cuts_").removesuffix(".jsonl.gz")] = cuts
+    return found
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder.parent / "out" / "report.json").read_text())
+
+
+def test_files_with_text_beside_them_are_drawn_by_speaker(tmp_path: Path) -> None:
+    folder = tmp_path / "speech"
+    for speaker in range(10):
+        for number in range(3):
+            write_audio(folder / f"speaker{speaker}" / f"{number}.wav", text=f" hello  {number}")
+    write_audio(folder / "speaker0" / "more.wav")
+    found = prepare(folder)
+    speakers = {split: {speaker for speaker, _ in cuts.values()} for split, cuts in found.items()}
+    assert {split: len(cuts) for split, cuts in found.items()} == {"train": 24, "dev": 3, "test": 3, "unlabelled": 1}
+    assert not speakers["train"] & speakers["dev"] and not speakers["dev"] & speakers["test"]
+    assert {text for _, text in found["train"].values()} == {"hello 0", "hello 1", "hello 2"}
+    assert list(found["unlabelled"]) == ["speaker0-more-0000"]
+    assert prepare(folder) == found
+    assert prepare(folder, DirConfig(seed=2)) != found
+    assert prepare(folder, DirConfig(dev_share=0.3, test_share=0.0)).keys() == {"train", "dev", "unlabelled"}
+
+
+def test_splits_that_the_folder_names_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "speech"
+    for part in ("train", "validation", "test", "extra"):
+        write_audio(folder / part / "a.wav", text=f"in {part}")
+    found = prepare(folder)
+    assert {split: list(cuts) for split, cuts in found.items()} == {
+        "train": ["extra-a", "train-a"],
+        "dev": ["validation-a"],
+        "test": ["test-a"],
+    }
+    found = prepare(folder, train=["train", "test"], dev=["extra"], unlabelled=["validation"])
+    assert {split: len(cuts) for split, cuts in found.items()} == {"train": 1, "test": 1, "dev": 1, "unlabelled": 1}
+    with pytest.raises(UserError, match=r"no part nowhere \(there are: extra, test, train, validation\)"):
+        prepare(folder, train=["nowhere"])
+
+
+TABLES = {
+    "metadata.csv": 'file_name,transcription\ntrain/a.wav,"ONE, TWO"\ntest/b.wav,THREE\nvalidation/c.wav,FOUR\n',
+    "metadata.jsonl": '{"file_name": "train/a.wav", "text": "ONE, TWO"}\n{"file_name": "test/b.wav", "text": "THREE"}\n'
+    '{"file_name": "validation/c.wav", "text": "FOUR"}\n',
+    "all.tsv": "audio\tsentence\tsplit\ntrain/a.wav\tONE, TWO\ttrain\ntest/b.wav\tTHREE\ttest\n"
+    "validation/c\tFOUR\tdev\n",
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_tell_text_and_split(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "speech"
+    for place in ("train/a.wav", "test/b.wav", "validation/c.wav"):
+        write_audio(folder / place)
+    (folder / name).write_text(TABLES[name])
+    found = prepare(folder)
+    texts = {split: [text for _, text in cuts.values()] for split, cuts in found.items()}
+    assert texts == {"train": ["ONE, TWO"], "test": ["THREE"], "dev": ["FOUR"]}
+
+
+def test_common_voice(tmp_path: Path) -> None:
+    folder = tmp_path / "cv"
+    for name in "abcd":
+        write_audio(folder / "clips" / f"{name}.wav")
+    for table, name in {"train": "a", "dev": "b", "test": "c", "validated": "a"}.items():
+        (folder / f"{table}.tsv").write_text(f'client_id\tpath\tsentence\ns{name}\t{name}.wav\tSay "{name}\n')
+    (folder / "reported.tsv").write_text("sentence\treason\nx\ty\n")
+    assert prepare(folder) == {
+        "train": {"clips-a": ("sa", 'Say "a')},
+        "dev": {"clips-b": ("sb", 'Say "b')},
+        "test": {"clips-c": ("sc", 'Say "c')},
+        "unlabelled": {"clips-d-0000": ("clips-d", "")},
+    }
+
+
+def test_kaldi(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for part in ("train", "dev", "test"):
+        audio = write_audio(tmp_path / "audio" / f"{part}.wav")
+        (folder / part).mkdir(parents=True)
+        (folder / part / "wav.scp").write_text(f"s-{part} {audio}\npipe-{part} sox a.wav -t wav - |\ngone {part}.wav\n")
+        (folder / part / "text").write_text(f"s-{part} TEXT OF {part}\nnone-{part} NOTHING\n")
+        (folder / part / "utt2spk").write_text(f"s-{part} speaker-{part}\n")
+    found = prepare(folder)
+    assert found == {part: {f"s-{part}": (f"speaker-{part}", f"TEXT OF {part}")} for part in ("train", "dev", "test")}
+    dropped = report(folder)["splits"]["train"]["dropped"]
+    assert dropped["command in wav.scp instead of a file"] == ["pipe-dev", "pipe-test", "pipe-train"]
+    assert dropped["audio file is missing"] == ["gone"] * 3 and len(dropped["transcript without audio"]) == 3
+    (folder / "dev" / "segments").write_text("u s-dev 0 1\n")
+    with pytest.raises(UserError, match="segments: parts of recordings are not read"):
+        prepare(folder)
+
+
+def test_long_audio_without_text_is_cut_and_goes_through_features(tmp_path: Path) -> None:
+    folder = tmp_path / "podcasts"
+    write_audio(folder / "a.wav", 9.0)
+    write_audio(folder / "b.flac", 1.0)
+    assert {name for name in prepare(folder, DirConfig(piece_seconds=4.0))["unlabelled"]} == {
+        *(f"a-{number:04d}" for number in range(3)),
+        "b-0000",
+    }
+    assert extract_features(tmp_path / "out", tmp_path / "fbank", ExtractionConfig())
+
+
+def test_what_was_dropped_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "speech"
+    for number in range(5):
+        write_audio(folder / f"{number}.wav", text="words")
+    truncate(write_audio(folder / "t.flac", text="words"), 0.5)
+    write_audio(folder / "e.wav", text="")
+    write_audio(folder / "e.flac", text="")
+    (folder / "metadata.csv").write_text("path,text\n9.wav,missing\n")
+    config = DirConfig(dev_share=0.2, test_share=0.2)
+    prepare(folder, config)
+    rows = report(folder)["splits"]
+    dropped = {reason: names for row in rows.values() for reason, names in row["dropped"].items()}
+    assert dropped["audio file is missing"] == ["9.wav"] and dropped["empty transcript"] == ["e"]
+    assert dropped["damaged or truncated"] == ["t"] and dropped["id is there twice"] == ["e"]
+
+
+def test_too_few_speakers_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "speech"
+    for number in range(10):
+        write_audio(folder / "anna" / f"{number}.wav", text="words")
+    found = prepare(folder)
+    assert {split: len(cuts) for split, cuts in found.items()} == {"train": 8, "dev": 1, "test": 1}
+    warnings = report(folder)["warnings"]
+    assert warnings[0].startswith("too few speakers to draw dev and test by speaker")
+    for number in range(2, 10):
+        (folder / "anna" / f"{number}.wav").unlink()
+    with pytest.raises(UserError, match="2 transcribed files are too few"):
+        prepare(folder)
+
+
+def test_each_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error_of(folder: Path) -> str:
+        assert cli.main(["prepare", "dir", str(folder), str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "there is no folder" in error_of(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "no audio that can be used" in error_of(tmp_path / "empty")
+    write_subset(tmp_path / "libri" / "dev", ("1",), 1)
+    assert "use `w2vbert prepare corpus`" in error_of(tmp_path / "libri")
+    write_audio(tmp_path / "table" / "a.wav")
+    (tmp_path / "table" / "list.csv").write_text("name,words\na.wav,ONE\n")
+    assert "list.csv, row 1: no column names the audio file" in error_of(tmp_path / "table")
+    (tmp_path / "table" / "list.csv").write_bytes(b"path,text\na.wav,\xff\n")
+    assert "is not UTF-8 text" in error_of(tmp_path / "table")
+    (tmp_path / "table" / "list.csv").rename(tmp_path / "table" / "list.jsonl")
+    (tmp_path / "table" / "list.jsonl").write_text("{\n")
+    assert "list.jsonl, line 1: not valid JSON" in error_of(tmp_path / "table")
+    assert not (tmp_path / "out").exists()

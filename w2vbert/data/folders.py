@@ -1,0 +1,226 @@
+"""Folders of audio in the layouts that people have: which files there are, who says what in them, and for what.
+
+files           FILE.wav, with FILE.txt beside it or without
+tables          *.csv, *.tsv, *.jsonl (metadata.csv of Hugging Face's audio folders, Common Voice's train.tsv):
+                a column that names the file, others with text, speaker and split
+Kaldi           wav.scp, text, utt2spk, here or in folders such as train and test
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from w2vbert.data.corpora import AUDIO_SUFFIXES, Utterance
+from w2vbert.errors import UserError
+from w2vbert.files import list_files
+
+FILE_COLUMNS = ("file_name", "path", "file", "audio", "audio_path", "audio_filepath", "audio_file", "wav", "filename")
+TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence", "normalized_text", "raw_text")
+SPEAKER_COLUMNS = ("speaker", "speaker_id", "client_id", "spk", "spk_id")
+SPLIT_COLUMNS = ("split", "subset", "set")
+TABLES = (".csv", ".tsv", ".jsonl")
+BESIDE_TABLE = ("", "clips", "audio", "wavs", "data")
+"""Folders, from that of a table, where its files are looked for."""
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "dev": ("dev", "valid", "validation", "val", "development"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "unlabelled": ("unlabelled", "unlabeled", "unsupervised"),
+}
+"""What the splits are called by others."""
+
+
+class _Tabs(csv.excel_tab):
+    """Quotation marks are part of the text."""
+
+    quoting = csv.QUOTE_NONE
+
+
+@dataclass
+class Listing:
+    """What a folder holds.
+
+    Attributes:
+        layout: files, table or Kaldi.
+        utterances: each file, its speaker ("" if nothing tells) and its text (None if there is none).
+        groups: id -> part of the data that it belongs to, where the folder tells, in small letters.
+        dropped: reason -> names of what cannot be used.
+    """
+
+    layout: str
+    utterances: dict[str, Utterance] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, utterance: Utterance, group: str) -> None:
+        """Takes an utterance, unless its id is there."""
+        if utterance.id in self.utterances:
+            self.drop("id is there twice", utterance.id)
+            return
+        self.utterances[utterance.id] = utterance
+        if group:
+            self.groups[utterance.id] = group.lower()
+
+    def drop(self, reason: str, name: str) -> None:
+        """Notes what cannot be used."""
+        self.dropped.setdefault(reason, []).append(name)
+
+
+def list_folder(folder: Path) -> Listing:
+    """Everything in a folder, in the first layout of Kaldi, tables and files that fits.
+
+    Raises:
+        UserError: there is no such folder, no audio, or a file that cannot be read as what it seems to be.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    files = list_files(folder)
+    if any(path.name.endswith(".trans.txt") for path in files):
+        raise UserError(f"{folder} is in LibriSpeech's layout (*.trans.txt): use `w2vbert prepare corpus`")
+    scripts = [path for path in files if path.name == "wav.scp"]
+    tables = [path for path in files if path.suffix.lower() in TABLES]
+    tables = [path for path in tables if _is_split_name(path.stem)] or tables  # Common Voice has others beside these
+    if scripts:
+        listing = _list_kaldi(folder, scripts)
+    elif tables:
+        listing = _list_tables(folder, tables)
+        _list_audio(folder, files, listing)
+    else:
+        listing = Listing("files")
+        _list_audio(folder, files, listing)
+    if not listing.utterances:
+        reasons = ", ".join(f"{reason}: {len(names)}" for reason, names in sorted(listing.dropped.items()))
+        raise UserError(f"there is no audio that can be used in {folder} ({reasons or ' '.join(AUDIO_SUFFIXES)})")
+    return listing
+
+
+def _list_audio(folder: Path, files: list[Path], listing: Listing) -> None:
+    """Adds audio files that are not listed yet; with their text, where it stands beside them."""
+    known = {utterance.path for utterance in listing.utterances.values()}
+    for path in files:
+        if path.suffix.lower() not in AUDIO_SUFFIXES or path in known:
+            continue
+        place = path.relative_to(folder)
+        beside = path.with_suffix(".txt")
+        text = " ".join(" ".join(_read_lines(beside)).split()) if beside.is_file() else None
+        utterance = Utterance("-".join(place.with_suffix("").parts), path, _speaker_of(place), text)
+        listing.add(utterance, place.parts[0] if len(place.parts) > 1 else "")
+
+
+def _speaker_of(place: Path) -> str:
+    """The folder of a file, if it is not one of a split or of nothing but audio."""
+    name = place.parent.name
+    return "" if name in BESIDE_TABLE or _is_split_name(name) else name
+
+
+def _is_split_name(name: str) -> bool:
+    return any(name.lower() in names for names in SPLIT_NAMES.values())
+
+
+def _list_tables(folder: Path, tables: list[Path]) -> Listing:
+    listing = Listing("table")
+    for table in tables:
+        for number, row in enumerate(_read_rows(table), start=1):
+            name = _first(row, FILE_COLUMNS)
+            if name is None:
+                raise UserError(
+                    f"{table}, row {number}: no column names the audio file (looked for {', '.join(FILE_COLUMNS)})"
+                )
+            path = _find_file(table.parent, name)
+            if path is None:
+                listing.drop("audio file is missing", name)
+                continue
+            place = path.relative_to(folder) if path.is_relative_to(folder) else Path(path.name)
+            text = _first(row, TEXT_COLUMNS)
+            speaker = _first(row, SPEAKER_COLUMNS) or _speaker_of(place)
+            utterance_id = "-".join(place.with_suffix("").parts)
+            listing.add(
+                Utterance(utterance_id, path, speaker, None if text is None else " ".join(text.split())),
+                _first(row, SPLIT_COLUMNS) or _group_of(folder, table, place),
+            )
+    return listing
+
+
+def _group_of(folder: Path, table: Path, place: Path) -> str:
+    """The part of the data by the table's name (train.tsv), its folder, or that of the file."""
+    if _is_split_name(table.stem):
+        return table.stem
+    if table.parent != folder:
+        return table.relative_to(folder).parts[0]
+    return place.parts[0] if len(place.parts) > 1 else ""
+
+
+def _find_file(folder: Path, name: str) -> Path | None:
+    candidates = [folder / beside / name for beside in BESIDE_TABLE]
+    candidates += [path.with_name(path.name + suffix) for path in candidates for suffix in AUDIO_SUFFIXES]
+    return next((path for path in candidates if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()), None)
+
+
+def _first(row: Mapping[str, str], columns: tuple[str, ...]) -> str | None:
+    """The value of the first of `columns` that a row has; None if it has none of them."""
+    return next((row[column] for column in columns if row.get(column) is not None), None)
+
+
+def _read_rows(table: Path) -> Iterator[Mapping[str, str]]:
+    lines = _read_lines(table)
+    if table.suffix.lower() != ".jsonl":
+        rows = csv.DictReader(lines) if table.suffix.lower() == ".csv" else csv.DictReader(lines, dialect=_Tabs)
+        for row in rows:
+            yield {str(key).strip().lower(): value for key, value in row.items() if isinstance(value, str)}
+        return
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{table}, line {number}: not valid JSON") from error
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{table}, line {number}: write an object, such as {{'file_name': 'a.wav', 'text': 'WORDS'}}"
+            )
+        yield {str(key).lower(): str(value) for key, value in row.items() if value is not None}
+
+
+def _list_kaldi(folder: Path, scripts: list[Path]) -> Listing:
+    listing = Listing("Kaldi")
+    for script in scripts:
+        own = script.parent
+        if (own / "segments").is_file():
+            raise UserError(f"{own}/segments: parts of recordings are not read; cut the audio into files first")
+        texts, speakers = (_read_pairs(own / name) for name in ("text", "utt2spk"))
+        for utterance_id, place in _read_pairs(script).items():
+            path = Path(place)
+            candidates = [path] if path.is_absolute() else [own / path, folder / path]
+            found = next((candidate for candidate in candidates if candidate.is_file()), None)
+            if place.endswith("|"):
+                listing.drop("command in wav.scp instead of a file", utterance_id)
+            elif found is None:
+                listing.drop("audio file is missing", utterance_id)
+            else:
+                text = texts.get(utterance_id) if (own / "text").is_file() else None
+                utterance = Utterance(utterance_id, found, speakers.get(utterance_id, ""), text)
+                listing.add(utterance, own.relative_to(folder).parts[0] if own != folder else "")
+        for utterance_id in texts.keys() - listing.utterances.keys():
+            if not any(utterance_id in names for names in listing.dropped.values()):
+                listing.drop("transcript without audio", utterance_id)
+    return listing
+
+
+def _read_pairs(path: Path) -> dict[str, str]:
+    """First word -> the rest of each line; nothing if there is no such file."""
+    pairs = (line.split(maxsplit=1) for line in _read_lines(path)) if path.is_file() else ()
+    return {words[0]: " ".join(words[1].split()) if len(words) > 1 else "" for words in pairs}
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Lines with something in them.
+
+    Raises:
+        UserError: the file is not UTF-8.
+    """
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text") from error
