@@ -124,8 +124,8 @@ class Tokenizer:
         return [list(ids) for ids in self.processor.encode(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of piece ids; blanks vanish, unknown pieces show as a question mark in two hexagons."""
-        return str(self.processor.decode([int(i) for i in ids if i != self.blank_id])).strip()
+        """The words of piece ids; blanks vanish, unknown pieces show as a question mark in two hexagons."""
+        return " ".join(str(self.processor.decode([int(i) for i in ids if i != self.blank_id])).split())
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The pieces of ids, as the model writes them: a lower one eighth block marks the begin of a word."""
