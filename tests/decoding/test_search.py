@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.decoding.toys import ToyScorer, ToyTransducer, all_sequences, exact_log_prob, label_log_probs
+from w2vbert.decoding.greedy import search_by_frames
 from w2vbert.decoding.hypothesis import Hypothesis
+from w2vbert.decoding.model import LabelModel
 from w2vbert.decoding.scorers import WeightedScorer
 from w2vbert.decoding.search import SearchConfig, search
 
@@ -54,13 +56,16 @@ def test_greedy_takes_the_best_choice_on_each_frame(max_symbols: int) -> None:
 
 
 @pytest.mark.parametrize("max_symbols", [1, 3])
-def test_greedy_and_a_beam_of_one_are_the_same(max_symbols: int) -> None:
-    model = ToyTransducer(vocab_size=12, joiner_dim=16, seed=2, blank_bias=1.0)
+@pytest.mark.parametrize("blank_bias", [-1.0, 1.0, 3.0])
+def test_both_greedy_forms_and_a_beam_of_one_are_the_same(max_symbols: int, blank_bias: float) -> None:
+    model = ToyTransducer(vocab_size=12, joiner_dim=16, seed=2, blank_bias=blank_bias)
     encoder_out, lengths = batch(model, count=200, frames=25)
     greedy = search(model, encoder_out, lengths, SearchConfig(max_symbols_per_frame=max_symbols))
     config = SearchConfig(method="beam", beam_size=1, max_symbols_per_frame=max_symbols)
     beam = search(model, encoder_out, lengths, config)
-    for (one,), (other,) in zip(greedy, beam, strict=True):
+    with torch.inference_mode():
+        by_frames = search_by_frames(LabelModel(model), encoder_out, lengths, max_symbols)
+    for (one,), other in zip(greedy + greedy, [ranked[0] for ranked in beam] + by_frames, strict=True):
         assert one.tokens == other.tokens
         assert one.frames == other.frames
         assert one.token_log_probs == pytest.approx(other.token_log_probs, abs=1e-5)
@@ -137,7 +142,9 @@ def test_a_wider_beam_finds_better_scores() -> None:
     for size in (1, 4, 16):
         found = search(model, encoder_out, lengths, SearchConfig(method="beam", beam_size=size))
         scores[size] = torch.tensor([ranked[0].score for ranked in found])
-    assert ((scores[4] >= scores[1] - 1e-4).float().mean()) >= 0.99
+    greedy = search(model, encoder_out, lengths, SearchConfig())
+    scores[0] = torch.tensor([ranked[0].model_score for ranked in greedy])
+    assert ((scores[4] >= scores[0] - 1e-4).float().mean()) >= 0.99
     assert ((scores[16] >= scores[4] - 1e-4).float().mean()) >= 0.99
 
 
@@ -166,6 +173,20 @@ def test_the_unknown_label_is_never_emitted_and_the_others_share_its_probability
         expected = search(without, encoder_out, lengths, config)
         assert tokens_of(found) == tokens_of(expected) and not any(4 in tokens for tokens in tokens_of(found))
         assert [r[0].score for r in found] == pytest.approx([r[0].score for r in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_a_blank_penalty_is_a_blank_of_lower_score(method: Literal["greedy", "beam"]) -> None:
+    model = ToyTransducer(vocab_size=6, seed=4, blank_bias=2.0)
+    encoder_out, lengths = batch(model, count=20, frames=10)
+    penalised = search(model, encoder_out, lengths, SearchConfig(method=method, blank_penalty=1.5))
+    plain = search(model, encoder_out, lengths, SearchConfig(method=method))
+    expected = search(
+        ToyTransducer(vocab_size=6, seed=4, blank_bias=0.5), encoder_out, lengths, SearchConfig(method=method)
+    )
+    assert tokens_of(penalised) == tokens_of(expected)
+    assert [r[0].model_score for r in penalised] == pytest.approx([r[0].model_score for r in expected], abs=1e-4)
+    assert sum(map(len, tokens_of(penalised))) > sum(map(len, tokens_of(plain)))
 
 
 def test_length_normalization_and_bonus_prefer_longer_texts() -> None:
