@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = "published segments"
 ENERGY = "energy"
+WHOLE = "not cut"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class CutRecording:
         check: what decoding it has shown.
         speaker: who speaks.
         pieces: none if it cannot be used.
-        found_by: `PUBLISHED` or `ENERGY`: what told where speech is.
+        found_by: `PUBLISHED` or `ENERGY`, what told where speech is; or `WHOLE`.
         problem: why it cannot be used; None if it can.
     """
 
@@ -135,13 +136,13 @@ def cut_recording(source: LongRecording, config: CutConfig) -> CutRecording:
     speaker, speech = read_metadata(source.path.with_suffix(".json"))
     speaker = speaker or source.speaker
     if check.problem is not None:
-        return CutRecording(source, check, speaker, (), ENERGY, check.problem)
+        return CutRecording(source, check, speaker, (), WHOLE, check.problem)
     energies = meters[0].energies()
-    found_by = PUBLISHED if speech else ENERGY
+    found_by = PUBLISHED
     seconds = check.samples / check.sampling_rate_hz
     if not speech:
-        whole = seconds <= config.max_seconds
-        speech = [(0.0, seconds)] if whole else find_speech(energies)
+        found_by = WHOLE if seconds <= config.max_seconds else ENERGY
+        speech = [(0.0, seconds)] if found_by == WHOLE else find_speech(energies)
     pieces = tuple(cut_at_silences(speech, seconds, energies, config))
     problem = None if pieces else f"no speech of {config.min_seconds:g} s"
     return CutRecording(source, check, speaker, pieces, found_by, problem)

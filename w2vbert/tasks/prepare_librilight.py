@@ -9,7 +9,7 @@ from typing import Any
 
 from w2vbert.config import to_dict
 from w2vbert.data.corpora import LABELLED_SPLITS, SAMPLING_RATE_HZ, CorpusConfig, Split, check_subsets, read_split
-from w2vbert.data.librilight import ENERGY, PUBLISHED, LongRecording, cut_recording, list_recordings
+from w2vbert.data.librilight import ENERGY, PUBLISHED, WHOLE, LongRecording, cut_recording, list_recordings
 from w2vbert.data.parallel import map_in_processes
 from w2vbert.data.segments import CutConfig
 from w2vbert.errors import UserError
@@ -169,7 +169,7 @@ def _write_part(job: PartJob, folder: Path) -> None:
     from lhotse import CutSet, RecordingSet
 
     report: dict[str, Any] = {"recordings": 0, "recorded_seconds": 0.0, "pieces": 0, "seconds": 0.0, "resampled": 0}
-    report |= {PUBLISHED: 0, ENERGY: 0}
+    report |= {PUBLISHED: 0, ENERGY: 0, WHOLE: 0}
     dropped: dict[str, list[str]] = {}
     speakers: set[str] = set()
     with (
@@ -226,12 +226,13 @@ def _summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for reason, ids in report["dropped"].items():
             dropped.setdefault(reason, []).extend(ids)
     logger.info(
-        "%s: %d recordings of %.2f h, %d cut by published segments and %d by energy, into %d pieces of %.2f h",
+        "%s: %d recordings of %.2f h, %d cut by published segments, %d by energy, %d not cut; %d pieces of %.2f h",
         UNLABELLED,
         totals["recordings"],
         totals["recorded_seconds"] / 3600,
         totals[PUBLISHED],
         totals[ENERGY],
+        totals[WHOLE],
         totals["pieces"],
         totals["seconds"] / 3600,
     )
@@ -245,7 +246,7 @@ def _summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "resampled": totals["resampled"],
         "recordings": totals["recordings"],
         "recorded_hours": round(totals["recorded_seconds"] / 3600, 4),
-        "cut_by": {name: totals[name] for name in (PUBLISHED, ENERGY)},
+        "cut_by": {name: totals[name] for name in (PUBLISHED, ENERGY, WHOLE)},
         "dropped": {reason: sorted(ids) for reason, ids in sorted(dropped.items())},
     }
 
