@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     write_supervisions(tmp_path / "manifests" / "supervisions_dev.jsonl.gz", [*DEV])
     Tokenizer.train(TRAIN, TokenizerConfig(vocab_size=40)).save(tmp_path / "tokenizer")
     (tmp_path / "text.txt.gz").write_bytes(gzip.compress("\n".join(TRAIN[::2]).encode()))
-    train = TrainConfig(max_steps=60, log_every_steps=3, validate_every_steps=30, save_every_steps=30, threads=1)
+    train = TrainConfig(max_steps=50, log_every_steps=5, validate_every_steps=25, save_every_steps=50, threads=1)
     config = LmTrainConfig(
         CausalLmConfig(layers=1, dim=32, heads=2, feed_forward_dim=64),
         train,
