@@ -19,6 +19,7 @@ def test_an_option_is_read_and_names_a_file() -> None:
     shard = parse_shard("3/16")
     assert shard == Shard(3, 16)
     assert shard_path(Path("out/hyps.jsonl"), shard) == Path("out/hyps.3-of-16.jsonl")
+    assert shard_path(Path("cuts.jsonl.gz"), shard) == Path("cuts.3-of-16.jsonl.gz")
     assert shard_path(Path("exp/decode"), shard) == Path("exp/decode.3-of-16")
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from w2vbert.cli.options import Config, Force, LanguageModel, Model, Set, app
+from w2vbert.cli.options import Config, Force, Model, Set, app
 from w2vbert.stages import skipping_what_is_done
 
 Option = Annotated[
@@ -38,11 +38,14 @@ def submit(
 def merge(
     parts: Annotated[list[Path], typer.Argument(metavar="PART...", help="All files NAME.I-of-N.jsonl of one NAME.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="File to write.")],
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Manifest (.jsonl.gz) whose ids must all be there.")
+    ] = None,
 ) -> None:
     """Join the parts of a job, after a check that nothing is missing."""
     from w2vbert.tasks import merge as task
 
-    task.merge_parts(parts, out)
+    task.merge_parts(parts, out, manifest)
 
 
 @app.command("batch-score")
@@ -53,7 +56,12 @@ def batch_score(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder to write.")],
     nj: Annotated[int, typer.Option("--nj", min=1, metavar="N", help="Parts to split into.")] = 1,
     cmd: Annotated[str, typer.Option(metavar="NAME", help="Where they run: local, or slurm.")] = "local",
-    lm: LanguageModel = None,
+    lm: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Folder made by `lm`; may be repeated for other kinds.")
+    ] = None,
+    lodr: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Low-order n-gram model that is subtracted (LODR).")
+    ] = None,
     gpus: Gpus = 0,
     cpus: Cpus = 1,
     option: Option = None,
@@ -68,7 +76,9 @@ def batch_score(
     from w2vbert.config import load_config
     from w2vbert.tasks import batch_score as task
     from w2vbert.tasks.decode import DecodeConfig
+    from w2vbert.tasks.fusion import LanguageModels
     from w2vbert.tasks.slurm import Resources
 
     place = task.Place(cmd, nj, Resources(1, gpus, cpus, tuple(option or [])))
-    task.batch_score(model, manifest, out, lm, load_config(DecodeConfig, config, set_ or []), place, force)
+    lms = LanguageModels(tuple(lm or ()), lodr)
+    task.batch_score(model, manifest, out, lms, load_config(DecodeConfig, config, set_ or []), place, force)

@@ -17,6 +17,7 @@ from w2vbert.files import atomic_file, lock_folder, read_json, real_path, remove
 from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.decode import DecodeConfig
+from w2vbert.tasks.fusion import LanguageModels
 from w2vbert.tasks.merge import check_once, read_part, write_lines
 from w2vbert.tasks.parts import LocalQueue, Queue, Work, run_parts
 from w2vbert.tasks.shards import Shard, shard_of, shard_path
@@ -67,7 +68,13 @@ class Utterance:
 
 
 def batch_score(
-    model: Path, manifest: Path, out: Path, lm: Path | None, config: DecodeConfig, place: Place, force: bool = False
+    model: Path,
+    manifest: Path,
+    out: Path,
+    lms: LanguageModels,
+    config: DecodeConfig,
+    place: Place,
+    force: bool = False,
 ) -> None:
     """Recognises all recordings of a manifest in parts, joins the texts and scores them where it has references.
 
@@ -79,7 +86,7 @@ def batch_score(
         model: folder of a recogniser.
         manifest: cuts (`.jsonl.gz`) or a folder of audio.
         out: folder to write.
-        lm: folder of a language model.
+        lms: language models of the search.
         config: of decoding.
         place: where the parts run, and how many there are; when a call goes on, those of the first one.
         force: do it again.
@@ -87,8 +94,7 @@ def batch_score(
     Raises:
         UserError: an input is not fit for it, there is no Slurm, or a part cannot succeed.
     """
-    inputs = {"model": model, "manifest": manifest, "lm": lm}
-    step = Step(NAME, out, {"decode": config}, inputs)
+    step = Step(NAME, out, {"decode": config}, {"model": model, "manifest": manifest} | lms.inputs())
     if not force and step.is_done():
         return
     step.check_out()
@@ -101,7 +107,7 @@ def batch_score(
         (folder / PLAN).unlink(missing_ok=True)
     utterances = read_utterances(manifest)
     shards = make_plan(folder, utterances, config, place.jobs)
-    run_plan(folder, utterances, shards, place, _make_command(folder, model, lm, len(shards)))
+    run_plan(folder, utterances, shards, place, _make_command(folder, model, lms, len(shards)))
 
     def work(target: Path) -> None:
         lines = collect(folder, utterances, shards)
@@ -110,7 +116,12 @@ def batch_score(
         shutil.copytree(folder / "log", target / "log")
         name = manifest.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("cuts_")
         scores = _score(target, name, utterances, lines, config)
-        summary = {"model": str(model), "lm": lm and str(lm), "splits": scores, "history": history}
+        summary = {
+            "model": str(model),
+            "lm": "+".join(map(str, lms.folders)) or None,
+            "splits": scores,
+            "history": history,
+        }
         write_json(target / "wer.json", summary)
 
     run_step(step, work, force=True)
@@ -267,8 +278,10 @@ def _hyps_file(folder: Path, shard: Shard) -> Path:
     return shard_path(folder / "hyps.jsonl", shard)
 
 
-def _make_command(folder: Path, model: Path, lm: Path | None, count: int) -> tuple[str, ...]:
+def _make_command(folder: Path, model: Path, lms: LanguageModels, count: int) -> tuple[str, ...]:
     command = [sys.executable, "-m", "w2vbert", "decode", "--model", str(model.absolute())]
     command += [f"{folder}/cuts.{{part}}-of-{count}.jsonl.gz", "-o", f"{folder}/hyps.{{part}}-of-{count}.jsonl"]
     command += ["--config", str(folder / "config.yaml")]
-    return tuple(command if lm is None else [*command, "--lm", str(lm.absolute())])
+    for lm in lms.folders:
+        command += ["--lm", str(lm.absolute())]
+    return tuple(command if lms.lodr is None else [*command, "--lodr", str(lms.lodr.absolute())])

@@ -17,7 +17,7 @@ PART = re.compile(r"^(?P<stem>.+)\.(?P<index>\d+)-of-(?P<count>\d+)(?P<suffix>\.
 NAMED = 3  # parts or ids that an error message names
 
 
-def merge_parts(parts: Sequence[Path], out: Path) -> int:
+def merge_parts(parts: Sequence[Path], out: Path, manifest: Path | None = None) -> int:
     """Joins the JSON lines that `--shard 1/N` to `--shard N/N` of one command have written.
 
     The lines come into the order in which the command without `--shard` writes them.
@@ -25,6 +25,8 @@ def merge_parts(parts: Sequence[Path], out: Path) -> int:
     Args:
         parts: all `NAME.I-of-N.jsonl` of one NAME, in any order.
         out: file to write.
+        manifest: JSON lines with the ids that must be there, such as the manifest of cuts that was decoded; without it
+            a part that has lost its last line is noticed only where that makes it shorter than its share.
 
     Returns:
         The number of lines.
@@ -45,6 +47,8 @@ def merge_parts(parts: Sequence[Path], out: Path) -> int:
         if len(own) != share:
             raise UserError(f"{path} has {len(own)} lines, but its share of {total} is {share}: do this part again")
     check_once([(path, line["id"]) for path, own in zip(paths, lines, strict=True) for line in own])
+    if manifest is not None:
+        _check_against(manifest, {line["id"] for own in lines for line in own})
     turns = chain.from_iterable(zip_longest(*lines))
     write_lines(out, (line for line in turns if line is not None))
     logger.info(f"{out}: {total} lines of {len(paths)} parts")
@@ -83,6 +87,16 @@ def check_once(ids: Sequence[tuple[Path, str]]) -> None:
             where = f"twice in {path}" if seen[id] == path else f"in {seen[id]} and in {path}"
             raise UserError(f"id {id} stands {where}")
         seen[id] = path
+
+
+def _check_against(manifest: Path, ids: set[str]) -> None:
+    wanted = [line["id"] for line in read_part(manifest)]
+    missing = [id for id in wanted if id not in ids]
+    unknown = sorted(ids.difference(wanted))
+    if missing:
+        raise UserError(f"{len(missing)} of {len(wanted)} ids in {manifest} are in no part: {_name_some(missing)}")
+    if unknown:
+        raise UserError(f"{len(unknown)} ids of the parts are not in {manifest}: {_name_some(unknown)}")
 
 
 def _sort_parts(parts: Sequence[Path]) -> list[Path]:

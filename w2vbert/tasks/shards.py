@@ -49,4 +49,5 @@ def shard_of(items: Iterable[T], shard: Shard) -> Iterator[T]:
 
 def shard_path(out: Path, shard: Shard) -> Path:
     """Where a part of `out` is written: `hyps.jsonl` becomes `hyps.3-of-16.jsonl`, a folder `dir` `dir.3-of-16`."""
-    return out.with_name(f"{out.stem}.{shard}{out.suffix}")
+    suffix = ".jsonl.gz" if out.name.endswith(".jsonl.gz") else out.suffix
+    return out.with_name(f"{out.name.removesuffix(suffix)}.{shard}{suffix}")

@@ -1,0 +1,77 @@
+"""Recognition in parts on this machine: the same as in one go, and it goes on where it was ended."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tasks.conftest import Prepared, is_up_to_date, run
+from w2vbert.files import read_json
+
+
+def call(prepared: Prepared, out: Path, *more: object, manifest: Path | None = None) -> tuple[object, ...]:
+    manifest = manifest or prepared.manifests / "cuts_train.jsonl.gz"
+    return "batch-score", "--model", prepared.model, "--manifest", manifest, "-o", out, *more
+
+
+def read_texts(path: Path) -> list[tuple[str, str]]:
+    return [(line["id"], line["text"]) for line in map(json.loads, path.read_text().splitlines())]
+
+
+def test_parts_give_what_one_call_gives(prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    command = call(prepared, tmp_path / "out", "--nj", 2)
+    run(*command)
+    run("decode", "--model", prepared.model, prepared.manifests / "cuts_train.jsonl.gz", "-o", tmp_path / "once.jsonl")
+    assert read_texts(tmp_path / "out" / "hyps.jsonl") == read_texts(tmp_path / "once.jsonl")
+    scores = read_json(tmp_path / "out" / "wer.json")["splits"]["train"]
+    assert scores["utterances"] == 8 and (tmp_path / "out" / "errs-train.txt").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["once.jsonl", "out"]
+    assert is_up_to_date(caplog, *command) and is_up_to_date(caplog, *command, "--cmd", "slurm")
+
+
+def test_a_killed_call_goes_on_with_what_is_missing(prepared: Prepared, tmp_path: Path) -> None:
+    command = [str(word) for word in call(prepared, tmp_path / "out", "--nj", 2)]
+    process = subprocess.Popen([sys.executable, "-m", "w2vbert", *command], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not (found := list(tmp_path.glob("out.parts-*/hyps.*.jsonl"))):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in found}
+    parts = found[0].parent
+    kept = parts.with_name("kept")
+    kept.mkdir()
+    for path in found:
+        (kept / path.name).hardlink_to(path)
+    run(*command)
+    assert {path.name: path.stat().st_mtime_ns for path in kept.iterdir()} == before
+    assert len(read_texts(tmp_path / "out" / "hyps.jsonl")) == 8 and not parts.exists()
+
+
+def test_a_folder_of_audio_has_no_references(prepared: Prepared, tmp_path: Path) -> None:
+    run(*call(prepared, tmp_path / "out", "--nj", 50, manifest=prepared.corpus / "a-test"))
+    texts = read_texts(tmp_path / "out" / "hyps.jsonl")
+    assert [id for id, _ in texts] == sorted(map(str, (prepared.corpus / "a-test").rglob("*.flac")))
+    assert read_json(tmp_path / "out" / "wer.json")["splits"] == {}
+
+
+def test_what_cannot_succeed_is_one_line_and_not_tried_again(
+    prepared: Prepared, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    assert "choose local or slurm" in fails(*call(prepared, out, "--cmd", "pbs"))
+    assert "manifest: no such file or folder: " in fails(*call(prepared, out, manifest=tmp_path / "nowhere"))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": "a", "text": "B"}\n')
+    assert "bad.jsonl:1: no cut with a recording" in fails(*call(prepared, out, manifest=bad))
+    lines = (prepared.manifests / "cuts_dev.jsonl.gz").read_bytes()
+    (tmp_path / "twice.jsonl.gz").write_bytes(lines + lines)
+    assert "stands twice in" in fails(*call(prepared, out, manifest=tmp_path / "twice.jsonl.gz"))
+    message = fails(*call(prepared, out, "--lm", prepared.lm))
+    assert "a language model needs a beam search" in message and "its log: " in message
