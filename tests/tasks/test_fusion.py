@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.tasks.conftest import Prepared, run
 from w2vbert.config import load_config, save_config
 from w2vbert.data.batches import collate
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
+from w2vbert.decoding.hypothesis import Hypothesis
 from w2vbert.decoding.rescoring import score_texts
 from w2vbert.decoding.scorers import WeightedScorer
 from w2vbert.decoding.search import SearchConfig
@@ -71,6 +73,26 @@ def test_all_kinds_together_give_the_scores_that_each_gives_alone(
         assert h.score == pytest.approx(total, abs=1e-3)
 
 
+def test_a_second_pass_sorts_the_lists_of_the_first(prepared: Prepared, word_lm: Path) -> None:
+    model, tokenizer = load_transducer(prepared.model)
+    batch = collate("a", [torch.randn(120, 80, generator=torch.Generator().manual_seed(3))], None)
+
+    def recognise(weights: FusionConfig) -> list[Hypothesis]:
+        scorers = load_scorers([prepared.lm, word_lm], None, weights, BEAM, tokenizer, model)
+        (result,) = next(recognize(model, tokenizer, [batch], BEAM, scorers))
+        assert result.text == tokenizer.decode(result.hypotheses[0].tokens)
+        return result.hypotheses
+
+    first = recognise(FusionConfig(ngram=0.2, word_ngram=0.0))
+    second = recognise(FusionConfig(ngram=0.2, word_ngram=0.9, second_pass=("word_ngram",)))
+    assert {h.tokens for h in second} == {h.tokens for h in first}
+    for h in second:
+        (same,) = (other for other in first if other.tokens == h.tokens)
+        assert h.scores == pytest.approx(same.scores, abs=1e-3)
+        assert h.score == pytest.approx(same.score + 0.9 * h.scores["word_ngram"], abs=1e-3)
+    assert [h.score for h in second] == sorted((h.score for h in second), reverse=True)
+
+
 def test_what_cannot_be_fused_is_refused(prepared: Prepared, word_lm: Path, tmp_path: Path) -> None:
     model, tokenizer = load_transducer(prepared.model)
     other = Tokenizer.train(["OTHER LETTERS"], TokenizerConfig("char"))
@@ -85,6 +107,8 @@ def test_what_cannot_be_fused_is_refused(prepared: Prepared, word_lm: Path, tmp_
         return load_scorers(lms, lodr, weights, config, tokenizer, model)
 
     assert load([]) == [] and load([], config=SearchConfig()) == []
+    with pytest.raises(UserError, match="second_pass needs n-best lists"):
+        load([prepared.lm], config=replace(BEAM, nbest=1), weights=FusionConfig(second_pass=("ngram",)))
     with pytest.raises(UserError, match="second ngram language model"):
         load([prepared.lm, prepared.lm])
     with pytest.raises(UserError, match="foreign was made for another tokenizer"):

@@ -77,6 +77,7 @@ def rescore(
     device: torch.device,
     weights: Mapping[str, float] | None = None,
     length_bonus: float = 0.0,
+    normalize: bool = False,
 ) -> list[list[Hypothesis]]:
     """N-best lists in a new order, their hypotheses with the scores of `scorers` beside those that they have.
 
@@ -86,6 +87,7 @@ def rescore(
         device: where the scorers compute.
         weights: of the stored scores.
         length_bonus: for each label.
+        normalize: sort by score per label.
 
     Returns:
         The lists, sorted by `total_score`.
@@ -97,4 +99,4 @@ def rescore(
         replace(h, scores={**h.scores, **{name: values[i] for name, values in added.items()}})
         for i, h in enumerate(flat)
     )
-    return [rank([next(scored) for _ in nbest], together, length_bonus) for nbest in nbests]
+    return [rank([next(scored) for _ in nbest], together, length_bonus, normalize) for nbest in nbests]

@@ -51,11 +51,13 @@ class WeightedScorer:
         name: of its own in the search; n-best lists keep the scores by it.
         scorer: what scores.
         weight: of its log-probabilities beside the model's; below 0 to subtract them.
+        second_pass: it scores the n-best lists of a search, and takes no part in the search.
     """
 
     name: str
     scorer: Scorer
     weight: float
+    second_pass: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):

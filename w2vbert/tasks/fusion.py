@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.model import LabelModel
@@ -29,6 +30,7 @@ class FusionConfig:
         neural: neural language model over word pieces.
         lodr: of the low-order n-gram over word pieces that is subtracted (Zheng et al. 2022); no effect without one.
         internal: of the transducer's own language model that is subtracted (Variani et al. 2020; Meng et al. 2021).
+        second_pass: kinds that score the n-best lists of the search alone; `search.nbest` says how long these are.
     """
 
     ngram: float = 0.3
@@ -36,10 +38,11 @@ class FusionConfig:
     neural: float = 0.3
     lodr: float = 0.15
     internal: float = 0.0
+    second_pass: tuple[Literal["ngram", "word_ngram", "neural", "lodr", "internal"], ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not math.isfinite(getattr(self, field.name)):
+            if field.name != "second_pass" and not math.isfinite(getattr(self, field.name)):
                 raise ValueError(f"{field.name}: {getattr(self, field.name)} is not allowed: a finite number")
 
 
@@ -87,6 +90,8 @@ def load_scorers(
         return []
     if config.method == "greedy":
         raise UserError("a language model needs a beam search: --set search.method=beam")
+    if weights.second_pass and config.nbest == 1:
+        raise UserError("fusion.second_pass needs n-best lists: --set search.nbest=8, for instance")
     found: dict[str, Scorer] = {}
     for folder in lms:
         kind = read_lm_card(folder)["kind"]
@@ -101,7 +106,7 @@ def load_scorers(
     if weights.internal != 0.0:
         labels = LabelModel(model, tokenizer.unknown_id, config.blank_penalty)
         scorers.append(WeightedScorer("internal", InternalLmScorer(labels), -weights.internal))
-    return scorers
+    return [replace(weighted, second_pass=weighted.name in weights.second_pass) for weighted in scorers]
 
 
 def _load_scorer(folder: Path, tokenizer: Tokenizer) -> Scorer:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from w2vbert.config import load_config
 from w2vbert.data.batches import SpeechBatch
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.hypothesis import Hypothesis
+from w2vbert.decoding.rescoring import rescore
 from w2vbert.decoding.scorers import WeightedScorer
 from w2vbert.decoding.search import SearchConfig, search
 from w2vbert.errors import UserError
@@ -68,6 +70,16 @@ def check_features(model: Path, data: Path) -> None:
 
 
 @torch.inference_mode()
+def encode(model: Transducer, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+    """What a search works on: encoder output (B, T, D) float32 and its lengths, int64 (B,)."""
+    device = next(model.parameters()).device
+    dtype = choose_precision("auto", device)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        encoded, lengths = model.encode(batch.features.to(device), batch.lengths)
+    return encoded.float(), lengths
+
+
+@torch.inference_mode()
 def recognize(
     model: Transducer,
     tokenizer: Tokenizer,
@@ -75,13 +87,18 @@ def recognize(
     config: SearchConfig,
     scorers: Sequence[WeightedScorer] = (),
 ) -> Iterator[list[Recognition]]:
-    """Recognises batch after batch; each result is in the order of its batch."""
-    device = next(model.parameters()).device
-    dtype = choose_precision("auto", device)
+    """Recognises batch after batch; each result is in the order of its batch.
+
+    Scorers of the second pass sort the n-best lists of the search anew.
+    """
+    first = [weighted for weighted in scorers if not weighted.second_pass]
+    second = [weighted for weighted in scorers if weighted.second_pass]
+    weights = {weighted.name: weighted.weight for weighted in first}
     for batch in batches:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            encoded, lengths = model.encode(batch.features.to(device), batch.lengths)
-        found = search(model, encoded.float(), lengths, config, scorers, tokenizer.unknown_id)
+        encoded, lengths = encode(model, batch)
+        found = search(model, encoded, lengths, config, first, tokenizer.unknown_id)
+        if second:
+            found = rescore(found, second, encoded.device, weights, config.length_bonus, config.length_normalization)
         yield [
             Recognition(id, tokenizer.decode(list(nbest[0].tokens)), nbest)
             for id, nbest in zip(batch.ids, found, strict=True)
