@@ -131,3 +131,12 @@ def test_fusion_is_part_of_the_configs(prepared: Prepared, tmp_path: Path, fails
     audio = next(prepared.corpus.rglob("*.flac"))
     start = ("decode", "--model", prepared.model, audio, "-o", tmp_path / "out.jsonl")
     assert "fusion" in fails(*start, "--set", "fusion.bigram=1")
+
+
+def test_the_command_line_takes_what_the_docs_name(prepared: Prepared, word_lm: Path, tmp_path: Path) -> None:
+    audio = next(prepared.corpus.rglob("*.flac"))
+    models = ("--lm", prepared.lm, "--lm", word_lm, "--lodr", prepared.lm)
+    beam = ("--set", "search.method=beam", "--set", "search.nbest=4", "--set", "fusion.lodr=0.1")
+    second = ("--set", "fusion.second_pass=[word_ngram]")
+    run("decode", "--model", prepared.model, audio, "-o", tmp_path / "out.jsonl", *models, *beam, *second)
+    assert '"text"' in (tmp_path / "out.jsonl").read_text()
