@@ -124,6 +124,25 @@ def test_printed_commands_can_be_typed_again(recipe: Recipe) -> None:
     assert [" ".join(shlex.split(line)) for line in printed] == recipe.calls()
 
 
+def test_on_slurm_each_command_is_submitted(recipe: Recipe) -> None:
+    (recipe.fake / "sbatch").touch(0o755)
+    cmd = recipe.folder / "cmd.sh"
+    cmd.write_text(cmd.read_text().replace("training_options=()", "training_options=(--time=60)"))
+    result = recipe.run(*"--cmd slurm --num-nodes 2 --ngpu 8 --nj 3 --stage 2 --stop-stage 6".split())
+    assert result.returncode == 0, result.stderr
+    calls = [call.split(" -- ") for call in recipe.calls()]
+    jobs = {asked.split()[4]: (asked, command) for asked, *rest in calls for command in rest}
+    launch = "w2vbert-launch --nproc-per-node 8"
+    asked, command = jobs["3-pretrain"]
+    assert asked == "submit --log exp/log --name 3-pretrain --nodes 2 --gpus 8 --cpus 3 --option=--time=60"
+    assert command == f"{launch} pretrain data/fbank exp/pretrain --config conf/pretrain.yaml"
+    assert jobs["2-features"][0].endswith("--nodes 1 --gpus 0 --cpus 3")
+    assert jobs["4-scratch"][0].startswith("submit --log exp/log --name 4-scratch --nodes 2 --gpus 8 ")
+    assert jobs["6-student+lm"][0].endswith("--nodes 1 --gpus 1 --cpus 3")
+    assert jobs["4-finetune"][1].startswith(f"{launch} finetune ")
+    assert [asked for asked, *rest in calls if not rest] == [call for (call, *_) in calls if call.startswith("report ")]
+
+
 def test_stages_are_chosen(recipe: Recipe) -> None:
     def commands(*arguments: str) -> set[str]:
         assert recipe.run(*arguments).returncode == 0
@@ -164,6 +183,8 @@ def test_refused_options(recipe: Recipe) -> None:
     assert recipe.refusal("--nj", "0") == "--nj must be at least 1"
     assert recipe.refusal("3").startswith("unexpected argument 3")
     assert recipe.refusal("--ngpu", "2").startswith("--ngpu 2: ")
+    assert recipe.refusal("--cmd", "pbs") == "--cmd pbs: choose local or slurm"
+    assert recipe.refusal("--num-nodes", "2") == "--num-nodes 2 needs --cmd slurm"
     assert recipe.refusal("--corpus", "nowhere") == "corpus folder nowhere does not exist"
     assert recipe.refusal("--conf", "nowhere").startswith("folder of settings nowhere does not exist")
     assert recipe.refusal("--config", "nowhere.conf").endswith("nowhere.conf does not exist")
