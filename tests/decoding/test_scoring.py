@@ -87,7 +87,7 @@ def test_speakers_who_differ_widen_the_interval() -> None:
 
 def test_a_perfect_result_and_a_single_utterance() -> None:
     result = score_pairs({"u": "a b"}, {"u": "a b"}, {"u": "s"})
-    assert (result.wer, result.units, result.interval[0]) == (0.0, 1, 0.0)
+    assert (result.wer, result.resampled, result.units, result.interval[0]) == (0.0, "words", 2, 0.0)
     assert result.interval[1] == pytest.approx(84.2, abs=0.1)  # two right words say little
 
 

@@ -85,7 +85,8 @@ class WerResult:
 
     rate: ErrorRate
     resampled: str
-    """What the interval draws: `speakers`, or `utterances` where fewer than two speakers are known."""
+    """What the interval takes for independent: `speakers`, or `utterances` where fewer than two speakers are known, or
+    `words` where there is one utterance."""
     units: int
     """How many of these there are."""
     utterances: tuple[UtteranceScore, ...]
@@ -175,6 +176,8 @@ def score_pairs(refs: Mapping[str, str], hyps: Mapping[str, str], groups: Mappin
     resampled = "speakers" if groups is not None and len({u.speaker for u in utterances}) > 1 else "utterances"
     units = [u.speaker if resampled == "speakers" else u.id for u in utterances]
     rate = _rate([u.counts for u in utterances], units)
+    if len(utterances) == 1:
+        return WerResult(rate, "words", rate.counts.length, utterances)
     return WerResult(rate, resampled, len(set(units)), utterances)
 
 
