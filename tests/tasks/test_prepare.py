@@ -6,6 +6,7 @@ import pytest
 
 from tests.data.corpus_factory import truncate, write_corpus, write_utterance
 from w2vbert.config import load_config
+from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, FeatureConfig
 from w2vbert.data.synthesis import SPLITS, SynthConfig
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
@@ -180,3 +181,16 @@ def test_what_makes_scores_doubtful_is_told(tmp_path: Path, caplog: pytest.LogCa
         "2 of 4 transcripts have small letters, and there are capitals, too",
     ):
         assert line in report and any(line in record.getMessage() for record in caplog.records)
+
+
+def test_features_that_are_not_stored_take_no_disk_and_train_alike(corpus: Path, tmp_path: Path) -> None:
+    prepare.prepare_corpus(corpus, tmp_path / "manifests", NAMES)
+    stored, computed = tmp_path / "stored", tmp_path / "computed"
+    prepare.extract_features(tmp_path / "manifests", stored, ExtractionConfig(speeds=(0.9,)))
+    prepare.extract_features(tmp_path / "manifests", computed, ExtractionConfig(speeds=(0.9,), stored=False))
+    assert not list(computed.glob("storage/*"))
+    for split in ("train", "dev", "unlabelled"):
+        a, b = (SpeechDataset([folder / f"cuts_{split}.jsonl.gz"], 30.0) for folder in (stored, computed))
+        assert (a.ids, a.frames, a.texts, a.speakers) == (b.ids, b.frames, b.texts, b.speakers)
+        for index in range(len(a)):
+            assert (a.load(index) - b.load(index)).abs().max() < 0.1  # stored ones are exact to 1/64 before scaling

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from w2vbert.data.on_the_fly import is_computed
 from w2vbert.errors import UserError
 from w2vbert.files import atomic_dir, read_json, write_json
 from w2vbert.log import logger, progress
@@ -28,6 +29,7 @@ KEPT_BYTES = 2 * 2**20
 
 _STRINGS = ("ids", "texts", "speakers")
 _RECORD_KEYS = ("id", "start", "duration", "channel", "features", "type")
+_AUDIO_KEYS = (*_RECORD_KEYS, "recording", "custom")  # where features are computed from audio
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class CutIndex:
         ids, texts, speakers: of each; "" where there is none.
         frames: filterbank frames of each.
         offsets: int64 (N + 1,), where in `records` each cut's JSON begins.
-        records: Lhotse's cuts as JSON, without recording and supervisions; in memory or in a mapped file.
+        records: Lhotse's cuts as JSON, without supervisions, and without recording where features are stored; in memory
+            or in a mapped file.
     """
 
     ids: Sequence[str]
@@ -48,11 +51,10 @@ class CutIndex:
     offsets: Sequence[int]
     records: bytes | mmap.mmap
 
-    def cut(self, row: int) -> Any:
-        """Lhotse's cut at `row`, with its features."""
-        from lhotse import MonoCut
-
-        return MonoCut.from_dict(json.loads(self.records[self.offsets[row] : self.offsets[row + 1]]))
+    def record(self, row: int) -> dict[str, Any]:
+        """What the manifest says of the cut at `row` and its features."""
+        record: dict[str, Any] = json.loads(self.records[self.offsets[row] : self.offsets[row + 1]])
+        return record
 
 
 def open_index(manifest: Path) -> CutIndex:
@@ -96,7 +98,8 @@ def _build(manifest: Path) -> CutIndex:
         texts.append(said[0].get("text") or "")
         speakers.append(speaker_names.setdefault(speaker, speaker))
         frames.append(compute_num_frames(cut["duration"], features["frame_shift"], features["sampling_rate"]))
-        records += json.dumps({key: cut[key] for key in _RECORD_KEYS if key in cut}).encode()
+        kept = _AUDIO_KEYS if is_computed(cut) else _RECORD_KEYS
+        records += json.dumps({key: cut[key] for key in kept if key in cut}).encode()
         offsets.append(len(records))
     return CutIndex(ids, texts, speakers, frames.tolist(), offsets, bytes(records))
 

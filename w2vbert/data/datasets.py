@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch, collate
 from w2vbert.data.cut_index import open_index
 from w2vbert.data.features import normalize
+from w2vbert.data.on_the_fly import compute_frames, is_computed
 from w2vbert.errors import UserError
 from w2vbert.log import logger
 
@@ -90,6 +92,10 @@ class SpeechDataset:
         """Hours of audio."""
         return sum(self.frames) / FRAMES_PER_SECOND / 3600
 
+    def count_from(self, manifest: int) -> int:
+        """How many utterances of manifest number `manifest` there are."""
+        return int((np.searchsorted(self._ends, self._rows, side="right") == manifest).sum())
+
     def divide_cache(self, count: int) -> None:
         """Keeps less in memory: one of `count` processes that share it."""
         self._free_bytes //= count
@@ -103,11 +109,24 @@ class SpeechDataset:
         self.frames, self.spare = [self.frames[i] for i in kept], [self.spare[i] for i in kept]
         self.speakers = [self.speakers[i] for i in kept]
 
-    def cut(self, index: int) -> Any:
-        """Lhotse's cut, with its features, but without recording and transcript."""
+    def record(self, index: int) -> dict[str, Any]:
+        """What the manifest says of an utterance, without its transcript."""
         row = self._rows[index]
         number = int(np.searchsorted(self._ends, row, side="right"))
-        return self._manifests[number].cut(row - int(self._ends[number - 1] if number else 0))
+        return self._manifests[number].record(row - int(self._ends[number - 1] if number else 0))
+
+    def cut(self, index: int) -> Any:
+        """Lhotse's cut, with its features, but without transcript."""
+        from lhotse import MonoCut
+
+        return MonoCut.from_dict(self.record(index))
+
+    def _read(self, index: int, start: int) -> Tensor:
+        """Raw features (T, F) of an utterance from frame `start` on, from its storage or its audio."""
+        record = self.record(index)
+        if is_computed(record):
+            return compute_frames(record, start, self.frames[index])
+        return read_frames(self.cut(index), start, self.frames[index])
 
     def load(self, index: int, start: int = 0) -> Tensor:
         """Features (T, F) of one utterance from frame `start` on, T = `frames[index]`, normalised over these frames.
@@ -131,7 +150,7 @@ class SpeechDataset:
         key = (index, dtype)
         if key in self._cache:
             return self._cache[key].float()
-        features = make(read_frames(self.cut(index), start, self.frames[index])).to(dtype)
+        features = make(self._read(index, start)).to(dtype)
         size = features.numel() * features.element_size()
         if self.spare[index]:
             return features.float()
@@ -169,7 +188,7 @@ class SpeechDataset:
             return self.load(index, start) if change is None else self.load_changed(index, change, start)
 
         ids = ["+".join(self.ids[i] for i in group) for group in groups]
-        features = [torch.cat([load(i) for i in group]) for group in groups]
+        features = [torch.cat([load(i) for i in group]) if len(group) > 1 else load(group[0]) for group in groups]
         texts = [" ".join(self.texts[i] for i in group if self.texts[i]) for group in groups]
         return collate(ids, features, None if encode is None else [encode(text) for text in texts])
 
@@ -187,7 +206,7 @@ def read_frames(cut: Any, start: int, frames: int) -> Tensor:
     except (OSError, EOFError, ValueError, RuntimeError) as error:
         place = cut.features.storage_path
         raise UserError(f"{cut.id}: cannot read its features from {place}: make them again") from error
-    if len(features) != frames or not bool(features.isfinite().all()):
+    if len(features) != frames or not math.isfinite(float(features.sum())):
         raise UserError(f"{cut.id}: its features in {cut.features.storage_path} are damaged: make them again")
     return features
 

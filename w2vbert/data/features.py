@@ -83,8 +83,11 @@ class ExtractionConfig(FeatureConfig):
             Ko et al. 2015; Kaldi, icefall). Tempo and pitch change together.
         noise: folder of recordings (at any depth) whose features are stored beside the splits, for the key `noise` of
             fine-tuning.
+        stored: features are stored; false: they are computed from the audio whenever they are read, which takes no disk
+            and no time now. Those of noise are stored always.
     """
 
+    stored: bool = True
     speeds: tuple[float, ...] = ()
     noise: Path | None = None
 

@@ -1,8 +1,9 @@
 """Data preparation: a synthetic corpus, Lhotse manifests, features and the tokenizer, each a step that is done once."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from w2vbert.config import save_config, to_dict
 from w2vbert.data.corpora import SPLITS, CorpusConfig, check_subsets, read_split
@@ -12,9 +13,12 @@ from w2vbert.data.synthesis import SynthConfig, write_corpus
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
 from w2vbert.files import check_space, real_path
-from w2vbert.log import logger
+from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.manifests import cuts_file, find_warnings, summarise, write_report, write_split
+
+if TYPE_CHECKING:
+    from lhotse import MonoCut
 
 BYTES_PER_VALUE = 1.2  # of stored features: 1.14 over the synthetic corpus of recipes/mini
 BYTES_PER_SECOND = 20_000  # of synthetic speech as FLAC: 19 700 over the same corpus
@@ -63,6 +67,8 @@ def prepare_corpus(
 def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs: int = 1, force: bool = False) -> bool:
     """Store the features of all splits in `manifests`, and of noise; False if up to date.
 
+    With `stored: false` only manifests are written, cut by cut, which say how features are computed when they are read.
+
     `out` gets `cuts_{split}.jsonl.gz`, `cuts_noise.jsonl.gz` if asked for, and the features under `storage/`.
 
     Args:
@@ -80,24 +86,48 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
     step = Step("features", out, {"features": to_dict(config), "out": str(final)}, inputs)
 
     def work(folder: Path) -> None:
-        from lhotse import CutSet, load_manifest
+        from lhotse import CutSet
 
         from w2vbert.data.noise import noise_cuts
 
         save_config(config.filterbanks, folder / FEATURES_FILE)
-        storage = folder / "storage"
-        storage.mkdir()
-        cuts = {split: load_manifest(cuts_file(manifests, split)) for split in splits}
-        if "train" in cuts:
-            cuts["train"] = list(add_speeds(cuts["train"], config.speeds))  # read twice
+        cuts: dict[str, Iterable[MonoCut]] = {}
+        for split in splits:
+            cuts[split] = _read_cuts(cuts_file(manifests, split), config.speeds)
+        if not config.stored:
+            for split in splits:
+                _write_described(cuts.pop(split), config, final / FEATURES_FILE, cuts_file(folder, split))
         if config.noise is not None:
             cuts["noise"] = list(noise_cuts(config.noise, config.sampling_rate_hz))
-        frames = sum(cut.duration for own in cuts.values() for cut in own) / config.frame_shift_seconds
+        stored_cuts = {name: list(own) for name, own in cuts.items()}  # read twice
+        frames = sum(cut.duration for own in stored_cuts.values() for cut in own) / config.frame_shift_seconds
+        storage = folder / "storage"
+        storage.mkdir()
         check_space(out, frames * config.num_mel_bins * BYTES_PER_VALUE)
-        for split, stored in store_features(cuts, storage, final / storage.name, config, jobs).items():
+        for split, stored in store_features(stored_cuts, storage, final / storage.name, config, jobs).items():
             CutSet.from_cuts(stored).to_file(cuts_file(folder, split))
 
     return run_step(step, work, force)
+
+
+def _read_cuts(manifest: Path, speeds: Sequence[float]) -> "Iterator[MonoCut]":
+    """Cuts of a manifest, one after the other; those of the train split at all speeds."""
+    from lhotse import CutSet
+
+    return add_speeds(
+        CutSet.from_jsonl_lazy(manifest), speeds if manifest == cuts_file(manifest.parent, "train") else ()
+    )
+
+
+def _write_described(cuts: "Iterable[MonoCut]", config: ExtractionConfig, config_file: Path, manifest: Path) -> None:
+    """Writes a manifest of cuts whose features are computed when they are read, one cut after the other."""
+    from lhotse import CutSet
+
+    from w2vbert.data.on_the_fly import describe_features
+
+    with CutSet.open_writer(manifest) as writer:
+        for cut in progress(describe_features(cuts, config.filterbanks, config_file), desc=manifest.name, unit="cuts"):
+            writer.write(cut)
 
 
 def train_tokenizer(manifests: Path, out: Path, config: TokenizerConfig, force: bool = False) -> bool:
