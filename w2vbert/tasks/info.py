@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 1024
 """Word pieces of the model of a config, as in the paper; in training the tokenizer tells them."""
 
+PEAK_FLOPS = {"A100": 312e12, "H100": 989e12}
+"""Products in bfloat16 a second, dense, as the makers' data sheets tell."""
+
+ASSUMED_USE = 0.4
+"""Share of the peak that a training is assumed to reach. Nobody has measured it with this code."""
+
 
 def describe(target: Path | None, config_path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
     """Facts about a folder (what step made it, when, from what) or about the model of a config.
@@ -97,6 +103,7 @@ def _describe_pretraining(config: "PretrainConfig") -> dict[str, Any]:
         "kind": "pre-training",
         **_count_parameters(model),
         **_count_costs(config.model.encoder, flops, config.max_seconds),
+        "whole_run": _count_run(config, flops, config.max_seconds),
         "deviations_from_the_paper": deviations,
         "unknown_in_the_paper": unknowns,
         "config": settings,
@@ -122,6 +129,7 @@ def _describe_finetuning(config: "FinetuneConfig") -> dict[str, Any]:
         "vocab_size": VOCAB_SIZE,
         **_count_parameters(model),
         **_count_costs(config.encoder, flops, config.max_seconds),
+        "whole_run": _count_run(config, flops, config.max_seconds),
         "config": to_dict(config),
     }
 
@@ -189,3 +197,12 @@ def _count_costs(encoder: "EncoderConfig", flops: "Flops", seconds: float) -> di
         },
         "activation_bytes_per_second": kept,
     }
+
+
+def _count_run(config: "PretrainConfig | FinetuneConfig", flops: "Flops", seconds: float) -> dict[str, Any]:
+    """Audio, operations and hours of one GPU for all updates, if batches are full."""
+    update_seconds = config.train.update_seconds or config.batch_seconds * config.train.accumulate
+    audio_seconds = update_seconds * config.train.max_steps
+    total = flops.total / seconds * audio_seconds
+    hours = {f"{gpu}_hours": round(total / (ASSUMED_USE * peak) / 3600, 2) for gpu, peak in PEAK_FLOPS.items()}
+    return {"audio_hours": round(audio_seconds / 3600, 1), "flops": round(total), "assumed_use": ASSUMED_USE, **hours}
