@@ -21,6 +21,15 @@ from w2vbert.tasks.slurm import BEGIN, Entry, explain
         ("CANCELLED", 75, False, "", "was cancelled", False, False),
         ("TIMEOUT", None, False, "", "has reached its time limit", False, False),
         ("FAILED", 138, True, "", "has reached its time limit", False, False),
+        (
+            "FAILED",
+            None,
+            False,
+            "*** JOB 1 CANCELLED AT NOW DUE TO TIME LIMIT ***",
+            "has reached its time",
+            False,
+            False,
+        ),
         ("OUT_OF_MEMORY", 137, False, "", "was killed for memory", False, False),
         (
             "FAILED",

@@ -35,7 +35,8 @@ FINAL = {
     "PREEMPTED",
 }
 BEGIN = "w2vbert: begins "  # of the line in the log at which a turn of a job begins
-MEMORY = re.compile(r"exceeded .*memory limit|oom[-_ ]?kill", re.IGNORECASE)
+MEMORY = re.compile(r"exceeded .*memory limit|oom[-_ ]?kill", re.IGNORECASE)  # lines of slurmstepd in a job's log
+TIME = re.compile(r"CANCELLED AT .* DUE TO TIME LIMIT")
 
 # Signals go to the command; what ends with 75 takes another turn, unless Slurm itself is ending it (SIGTERM).
 SCRIPT = """#!/bin/bash
@@ -275,7 +276,8 @@ def explain(entry: Entry | None, code: int | None, warned: bool, log: Path) -> E
         return Ended(code, free=True, again=True)
     if state == "OUT_OF_MEMORY" or any(MEMORY.search(line) for line in _last_turn(log)):
         return Ended(code, "was killed for memory: ask for more (sbatch's --mem), or make batch_seconds smaller")
-    if state in ("TIMEOUT", "DEADLINE") or (warned and code is not None and code > 128):
+    late = any(TIME.search(line) for line in _last_turn(log))
+    if late or state in ("TIMEOUT", "DEADLINE") or (warned and code is not None and code > 128):
         return Ended(code, "has reached its time limit: ask for more (sbatch's --time), or for more parts")
     if code == 2:
         return Ended(code, tell_error(log))
