@@ -111,7 +111,7 @@ def config_of(path: Path) -> type | None:
     from w2vbert.tasks.decode import DecodeConfig
     from w2vbert.tasks.finetune import FinetuneConfig
     from w2vbert.tasks.pretrain import PretrainConfig
-    from w2vbert.tasks.self_train import PseudoLabelConfig
+    from w2vbert.tasks.pseudo_labels import PseudoLabelConfig
 
     kinds = {
         "synth": SynthConfig,

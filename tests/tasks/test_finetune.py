@@ -47,18 +47,21 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "finetune.yaml"
 
 
-@pytest.fixture
-def pretrained(tmp_path: Path, prepared: Prepared) -> Path:
-    """A pre-trained model with random weights."""
-    folder = tmp_path / "pretrained"
+def write_pretrained(folder: Path, data: Path) -> Path:
+    """A pre-trained model with random weights, for the features in `data`."""
     folder.mkdir()
     model_config = W2vBertConfig(ENCODER, QuantizerConfig(codes=8, dim=8))
     torch.manual_seed(5)
     save_weights(W2vBert(model_config), folder / "model.safetensors")
     save_config(model_config, folder / "model.yaml")
-    shutil.copyfile(prepared.data / "features.yaml", folder / "features.yaml")
+    shutil.copyfile(data / "features.yaml", folder / "features.yaml")
     write_model_card(folder, "w2v-bert", {"history": {str(folder): {"audio_hours": 3.0, "minutes": 1.0}}})
     return folder
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path, prepared: Prepared) -> Path:
+    return write_pretrained(tmp_path / "pretrained", prepared.data)
 
 
 def start(prepared: Prepared, out: Path, config: Path, init: object = "scratch") -> tuple[object, ...]:
@@ -121,7 +124,8 @@ def test_pseudo_labels_are_trained_on_too(
     prepared: Prepared, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = tmp_path / "labels"
-    keep = ("--set", "max_words_per_second=100", "--set", "min_words=0", "--set", "keep_share=1")
+    settings = ("max_words_per_second=100", "min_words=0", "rate_quantile=0", "dev_quantile=0")
+    keep = [part for setting in settings for part in ("--set", setting)]
     run("pseudo-label", prepared.data, labels, "--model", prepared.model, *keep)
     base = (*start(prepared, tmp_path / "out", config), "--pseudo", labels, "--set", "train.max_steps=4")
     caplog.clear()

@@ -5,7 +5,7 @@ import pytest
 from w2vbert.tasks.decode import DecodeConfig
 from w2vbert.tasks.finetune import FinetuneConfig
 from w2vbert.tasks.pretrain import PretrainConfig
-from w2vbert.tasks.self_train import PseudoLabelConfig
+from w2vbert.tasks.pseudo_labels import PseudoLabelConfig
 from w2vbert.training.trainer import TrainConfig
 
 

@@ -1,168 +1,185 @@
-"""Pseudo-labels: which are kept, and what is written."""
+"""Generations of self-training: which model is taken, what is skipped, killed, refused."""
 
-import gzip
-import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import pytest
-from lhotse import CutSet
+import yaml
 
-from tests.tasks.conftest import Prepared, is_up_to_date, kill, run
-from w2vbert.config import load_config
-from w2vbert.data.datasets import SpeechDataset
-from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
-from w2vbert.decoding.hypothesis import Hypothesis
+from tests.tasks.conftest import Prepared, kill, run
+from tests.tasks.test_finetune import write_pretrained
 from w2vbert.files import read_json
-from w2vbert.tasks.recognize import Recognition
-from w2vbert.tasks.self_train import PseudoLabelConfig, filter_labels
+from w2vbert.stages import STAMP
+from w2vbert.tasks import self_train as task
+from w2vbert.training.checkpoint import read_weights
 
-KEEP_ALL = ("--set", "keep_share=1", "--set", "max_words_per_second=100", "--set", "min_words=0")
-
-
-@dataclass
-class Lengths:
-    """All that the filter asks of a data set."""
-
-    ids: list[str]
-    frames: list[int]
-
-
-def label(id: str, words: int, log_prob: float) -> Recognition:
-    text = " ".join(["WORD"] * words)
-    return Recognition(id, text, [Hypothesis((2,) * words, (0,) * words, (log_prob,) * words, 0.0, 0.0)])
-
-
-def kept_and_report(
-    labels: Sequence[Recognition], config: PseudoLabelConfig, frames: Sequence[int] | None = None
-) -> tuple[list[str], dict]:
-    lengths = Lengths([r.id for r in labels], list(frames or [100] * len(labels)))
-    kept, report = filter_labels(labels, cast(SpeechDataset, lengths), config)
-    assert report["labelled"] == len(labels) and report["kept"] == len(kept)
-    assert report["labelled"] == report["kept"] + sum(report["dropped"].values())
-    assert report["kept_hours"] * 360000 == pytest.approx(
-        sum(f for i, f in zip(lengths.ids, lengths.frames, strict=True) if i in kept)
-    )
-    if kept:
-        assert report["confidence_threshold"] == min(r.confidence for r in kept.values())
-    return sorted(kept), report
+OPTIM = {"learning_rate": 1e-2, "warmup_steps": 2}
+CONFIG: dict[str, Any] = {
+    "generations": 2,
+    "labels": {
+        "search": {"method": "beam", "beam_size": 2},
+        "min_words": 0,
+        "max_words_per_second": 100.0,
+        "rate_quantile": 0.0,
+        "dev_quantile": 0.0,
+    },
+    "student": {
+        "predictor": {"dim": 16, "layers": 1},
+        "projection_dim": 16,
+        "joiner_dim": 16,
+        "loss": {"prune_range": 4, "warmup_steps": 4},
+        "train": {"max_steps": 4, "validate_every_steps": 4, "save_every_steps": 2, "log_every_steps": 2, "threads": 1},
+        "encoder_optim": OPTIM,
+        "decoder_optim": OPTIM,
+        "pseudo_share": 0.5,
+        "batch_seconds": 4.0,
+    },
+}
 
 
-@pytest.mark.parametrize(("share", "expected"), [(1.0, 10), (0.9, 9), (0.5, 5), (0.41, 5), (0.01, 1)])
-def test_the_most_confident_share_is_kept(share: float, expected: int) -> None:
-    labels = [label(f"u{i}", 2, -0.1 * (i + 1)) for i in range(10)]
-    kept, report = kept_and_report(labels[::-1], PseudoLabelConfig(keep_share=share))
-    assert kept == [f"u{i}" for i in range(expected)]
-    assert report["dropped"] == {
-        "too few words": 0,
-        "too many words a second": 0,
-        "confidence": 10 - expected,
-    }
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory, prepared: Prepared) -> Path:
+    return write_pretrained(tmp_path_factory.mktemp("self_train") / "pretrained", prepared.data)
 
 
-def test_the_share_is_of_audio_not_of_utterances() -> None:
-    labels = [label("long", 2, -0.1), label("short1", 1, -0.2), label("short2", 1, -0.3)]
-    assert kept_and_report(labels, PseudoLabelConfig(keep_share=0.5), [400, 50, 50])[0] == ["long"]
-    assert kept_and_report(labels[::-1], PseudoLabelConfig(keep_share=0.85), [50, 50, 400])[0] == ["long", "short1"]
+def start(prepared: Prepared, pretrained: Path, out: Path, *settings: str, **changes: object) -> list[object]:
+    """The command, with its file of settings beside `out`."""
+    config = out.parent / "self_train.yaml"
+    config.write_text(yaml.safe_dump(CONFIG | changes))
+    base = ["self-train", prepared.data, out, "--tokenizer", prepared.tokenizer, "--init", pretrained]
+    base += ["--model", prepared.model, "--lm", prepared.lm, "--config", config]
+    return [*base, *(part for setting in settings for part in ("--set", setting))]
 
 
-def test_thresholds() -> None:
-    labels = [label("none", 0, 0.0), label("one", 1, -0.1), label("fine", 3, -0.2), label("doubtful", 3, -2.0)]
-    labels += [label("babble", 9, -0.1)]
-    kept, report = kept_and_report(labels, PseudoLabelConfig(keep_share=1.0, min_confidence=0.5, min_words=2))
-    assert kept == ["fine"]
-    assert report["dropped"] == {"too few words": 2, "too many words a second": 1, "confidence": 1}
-    kept, report = kept_and_report(labels, PseudoLabelConfig(keep_share=1.0, max_words_per_second=9))
-    assert kept == ["babble", "doubtful", "fine", "one"] and report["confidence_threshold"] == pytest.approx(
-        0.1353, abs=1e-4
-    )
+MEASURE = task._Generations._dev_wer
 
 
-def test_equal_confidence_is_decided_by_id_whatever_the_order() -> None:
-    labels = [label(id, 1, -0.1) for id in "abcd"]
-    for order in (labels, labels[::-1]):
-        assert kept_and_report(order, PseudoLabelConfig(keep_share=0.5))[0] == ["a", "b"]
+def set_wers(monkeypatch: pytest.MonkeyPatch, wers: Sequence[float]) -> None:
+    """Gives each generation, from the first teacher on, a WER on dev."""
+
+    def wer(generations: task._Generations, number: int, model: Path) -> float:
+        assert MEASURE(generations, number, model) >= 0.0
+        return wers[number]
+
+    monkeypatch.setattr(task._Generations, "_dev_wer", wer)
 
 
-def test_nothing_to_keep() -> None:
-    kept, report = kept_and_report([label("a", 0, 0.0)], PseudoLabelConfig())
-    assert kept == [] and report["confidence_threshold"] is None
+def steps(out: Path) -> set[str]:
+    return {str(stamp.parent.relative_to(out)) for stamp in out.rglob(STAMP)}
 
 
-def read_cuts(path: Path) -> dict:
-    return {cut.id: cut for cut in CutSet.from_file(path)}
-
-
-def test_cuts_with_labels_are_written_once(
-    prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_the_last_better_student_is_the_result(
+    prepared: Prepared, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "labels"
-    base = ("pseudo-label", prepared.data, out, "--model", prepared.model, "--lm", prepared.lm, *KEEP_ALL)
-    assert not is_up_to_date(caplog, *base)
-    cuts, source = read_cuts(out / "cuts_pseudo.jsonl.gz"), read_cuts(prepared.data / "cuts_unlabelled.jsonl.gz")
-    assert cuts.keys() == source.keys() and len(cuts) == 4
-    for id, cut in cuts.items():
-        assert cut.supervisions[0].text is not None and source[id].supervisions[0].text is None
-        assert cut.supervisions[0].speaker == source[id].supervisions[0].speaker and cut.features == source[id].features
+    """Each better student teaches the next one, which begins from the pre-trained model again."""
+    set_wers(monkeypatch, [60.0, 50.0, 40.0])
+    out = tmp_path / "out"
+    run(*start(prepared, pretrained, out))
+    every = {"gen0/dev", "gen1/labels", "gen1/model", "gen1/dev", "gen2/labels", "gen2/model", "gen2/dev", "."}
+    assert steps(out) == every
     report = read_json(out / "report.json")
-    assert report["labelled"] == report["kept"] == 4
-    assert report["history"] == read_json(prepared.model / "model.json")["history"]
-    assert load_config(PseudoLabelConfig, out / "config.yaml").keep_share == 1.0
-    assert is_up_to_date(caplog, *base)
-    assert not is_up_to_date(caplog, *base, "--set", "keep_share=0.5")
-    assert 1 <= len(read_cuts(out / "cuts_pseudo.jsonl.gz")) < 4
-    assert not is_up_to_date(caplog, *base[:5], *KEEP_ALL)
+    assert report["best"] == 2 and [g["wer"] for g in report["generations"]] == [60.0, 50.0, 40.0]
+    assert (
+        os.path.realpath(out / "best") == str(out / "gen2" / "model")
+        and not Path(os.readlink(out / "best")).is_absolute()
+    )
+    teachers = [read_json(out / f"gen{n}" / "labels" / STAMP)["inputs"]["model"] for n in (1, 2)]
+    assert teachers == [str(prepared.model), str(out / "gen1" / "model")]
+    inits = [read_json(out / f"gen{n}" / "model" / STAMP)["inputs"]["init"] for n in (1, 2)]
+    assert inits == [str(pretrained)] * 2
+    assert str(out / "gen1" / "model") in read_json(out / "best" / "model.json")["history"]
+    run("decode", "--model", out / "best", next(prepared.corpus.rglob("*.flac")))
 
 
-def test_the_text_of_a_label_is_that_of_decoding(prepared: Prepared, tmp_path: Path) -> None:
-    run("pseudo-label", prepared.data, tmp_path / "labels", "--model", prepared.model, *KEEP_ALL)
-    out = tmp_path / "decoded.jsonl"
-    manifest = prepared.data / "cuts_unlabelled.jsonl.gz"
-    run("decode", "--model", prepared.model, manifest, "-o", out, "--set", "search.method=beam")
-    decoded = {line["id"]: line["text"] for line in map(json.loads, out.read_text().splitlines())}
-    labels = read_cuts(tmp_path / "labels" / "cuts_pseudo.jsonl.gz")
-    assert {id: cut.supervisions[0].text for id, cut in labels.items()} == decoded
+def test_a_student_that_is_no_better_is_not_taken(
+    prepared: Prepared,
+    pretrained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = tmp_path / "out"
+    set_wers(monkeypatch, [60.0, 60.0])
+    with caplog.at_level("INFO", "w2vbert"):
+        run(*start(prepared, pretrained, out))
+    assert steps(out) == {"gen0/dev", "gen1/labels", "gen1/model", "gen1/dev", "."}
+    assert os.path.realpath(out / "best") == str(prepared.model)
+    assert "generation 1 has 60.00 % WER on dev, its teacher 60.00 %: it is not taken" in caplog.text
+    set_wers(monkeypatch, [60.0, 50.0, 49.5])
+    before = read_weights(out / "gen1" / "model" / "model.safetensors")
+    stamp = (out / "gen1" / "model" / STAMP).stat().st_mtime_ns
+    run(*start(prepared, pretrained, out, "min_gain=1"))
+    assert os.path.realpath(out / "best") == str(out / "gen1" / "model")
+    report = read_json(out / "report.json")
+    assert report["best"] == 1 and len(report["generations"]) == 3 and before
+    assert (out / "gen1" / "model" / STAMP).stat().st_mtime_ns == stamp  # what is finished is not done again
 
 
-def test_cuts_without_any_supervision_get_one(prepared: Prepared, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(prepared.data, tmp_path / "data", ignore=shutil.ignore_patterns("storage")))
-    manifest = data / "cuts_unlabelled.jsonl.gz"
-    lines = [json.loads(line) for line in gzip.decompress(manifest.read_bytes()).splitlines()]
-    bare = [{key: value for key, value in line.items() if key != "supervisions"} for line in lines]
-    manifest.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in bare).encode()))
-    run("pseudo-label", data, tmp_path / "labels", "--model", prepared.model, *KEEP_ALL)
-    for cut in read_cuts(tmp_path / "labels" / "cuts_pseudo.jsonl.gz").values():
-        assert len(cut.supervisions) == 1 and cut.supervisions[0].duration == cut.duration
+def test_speech_of_another_kind_leaves_the_teacher(
+    prepared: Prepared, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    run(*start(prepared, pretrained, out, "labels.dev_quantile=0.99", "labels.min_passing_share=1"))
+    assert (
+        steps(out) == {"gen0/dev", "gen1/labels", "."}
+        and read_json(out / "gen1" / "labels" / "report.json")["kept"] == 0
+    )
+    lines = [record.getMessage() for record in caplog.records if "nothing of it is kept" in record.getMessage()]
+    assert len(lines) == 1 and "speech of another kind" in lines[0]
+    assert os.path.realpath(out / "best") == str(prepared.model)
+    assert "good enough" in read_json(out / "report.json")["ending"]
 
 
-def test_errors_leave_nothing(prepared: Prepared, tmp_path: Path, fails: Callable[..., str]) -> None:
-    Tokenizer.train(["OTHER LETTERS"], TokenizerConfig("char")).save(tmp_path)
-    run("lm", "ngram", prepared.manifests, tmp_path / "other-lm", "--tokenizer", tmp_path, "--set", "ngram.order=2")
-    before = sorted(os.listdir(tmp_path))
-    base = ("pseudo-label", prepared.data, tmp_path / "out", "--model", prepared.model)
-    greedy = ("--set", "search.method=greedy")
-    assert "language model needs a beam search" in fails(*base, "--lm", prepared.lm, *greedy)
-    assert "was made for another tokenizer" in fails(*base, "--lm", tmp_path / "other-lm")
-    assert "no such file or folder" in fails(*base, "--lm", tmp_path / "nowhere")
-    assert "unknown key keep_shar, did you mean keep_share?" in fails(*base, "--set", "keep_shar=1")
-    assert "keep_share must lie in (0, 1]" in fails(*base, "--set", "keep_share=0")
-    assert "labelled none of 4 utterances well enough" in fails(*base, "--set", "min_words=1000")
-    assert "no utterance between" in fails(*base, "--set", "max_seconds=0.2")
-    assert "holds cuts without features" in fails(base[0], prepared.manifests, *base[2:])
-    assert "no such file or folder" in fails(base[0], tmp_path / "nowhere", *base[2:])
-    assert sorted(os.listdir(tmp_path)) == before
+def test_killed_anywhere_and_started_again_gives_the_same(
+    prepared: Prepared, pretrained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run(*start(prepared, pretrained, whole, generations=1))
+    command = start(prepared, pretrained, out, generations=1)
+    for moment in ("gen1/labels", "step-00000002", "best"):
+        kill(moment, 1, *command)
+    run(*command)
+    assert steps(out) == steps(whole) and not [path for path in out.rglob(".partial.*")]
+    weights = [read_weights(folder / "gen1" / "model" / "model.safetensors") for folder in (whole, out)]
+    assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
+    for name in ("gen0/dev/labels.jsonl", "gen1/labels/labels.jsonl", "gen1/dev/labels.jsonl"):
+        assert (whole / name).read_bytes() == (out / name).read_bytes()
+    assert read_json(whole / "report.json")["best"] == read_json(out / "report.json")["best"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    caplog.clear()
+    with caplog.at_level("INFO", "w2vbert"):
+        run(*command)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    assert sum("up to date" in record.getMessage() for record in caplog.records) == 5
 
 
-def test_killed_and_started_again_gives_the_same_labels(prepared: Prepared, tmp_path: Path) -> None:
-    base = ("pseudo-label", prepared.data, tmp_path / "out", "--model", prepared.model, *KEEP_ALL)
-    kill("report.json", 1, *base)
-    assert not (tmp_path / "out").exists()
-    run(*base)
-    run(*base[:2], tmp_path / "whole", *base[3:])
-    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
-    labels = [read_cuts(tmp_path / name / "cuts_pseudo.jsonl.gz") for name in ("out", "whole")]
-    assert labels[0] == labels[1]
+def test_errors_leave_nothing(prepared: Prepared, pretrained: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    out = tmp_path / "out"
+    command = start(prepared, pretrained, out)
+
+    def refused(*changes: object) -> str:
+        message = fails(*command, *changes)
+        assert not out.exists()
+        return message
+
+    assert "unknown key generation" in refused("--set", "generation=2")
+    assert "generations must be at least 1" in refused("--set", "generations=0")
+    assert "pseudo_share must lie between 0 and 1" in refused("--set", "student.pseudo_share=1")
+    assert "dev_quantile in [0, 1)" in refused("--set", "labels.dev_quantile=2")
+    assert "does not exist" in refused("--model", tmp_path / "nowhere")
+    assert "no such file or folder" in refused("--lm", tmp_path / "nowhere")
+    assert "needs a beam search" in refused("--set", "labels.search={method: greedy}")
+    assert "holds a w2v-bert model, but a transducer" in refused("--model", pretrained)
+    out.mkdir()
+    (out / "notes.txt").touch()
+    assert "was not made by self-train" in fails(*command)
+    (out / "notes.txt").rename(out / "best")
+    assert "is in the way of the link to the best model" in fails(*command)
+    assert os.listdir(out) == ["best"]
+
+
+def test_pseudo_share_needs_pseudo_labels(prepared: Prepared, tmp_path: Path, fails: Callable[..., str]) -> None:
+    base = ("finetune", prepared.data, tmp_path / "out", "--tokenizer", prepared.tokenizer, "--init", "scratch")
+    assert "pseudo_share needs pseudo-labels" in fails(*base, "--set", "pseudo_share=0.9")

@@ -5,8 +5,16 @@ from typing import Annotated
 
 import typer
 
-from w2vbert.cli.options import Config, Data, Force, LanguageModel, MaxHours, Model, Out, Set, Tokenizer, app
+from w2vbert.cli.options import Config, Data, Force, MaxHours, Model, Out, Set, Tokenizer, app
 from w2vbert.stages import skipping_what_is_done
+
+LanguageModels = Annotated[
+    list[Path] | None,
+    typer.Option("--lm", metavar="DIR", help="Folder made by `lm`; may be repeated for other kinds."),
+]
+Lodr = Annotated[
+    Path | None, typer.Option("--lodr", metavar="DIR", help="Low-order n-gram model that is subtracted (LODR).")
+]
 
 
 @app.command("import")
@@ -86,12 +94,41 @@ def pseudo_label(
     data: Data,
     out: Out,
     model: Model,
-    lm: LanguageModel = None,
+    lm: LanguageModels = None,
+    lodr: Lodr = None,
     config: Config = None,
     set_: Set = None,
     force: Force = False,
 ) -> None:
     """Label the unlabelled split with a recogniser, without the doubtful."""
-    from w2vbert.tasks import self_train as task
+    from w2vbert.tasks import fusion
+    from w2vbert.tasks import pseudo_labels as task
 
-    task.pseudo_label(data, out, model, lm, config, set_ or [], force)
+    task.pseudo_label(data, out, model, fusion.LanguageModels(tuple(lm or ()), lodr), config, set_ or [], force)
+
+
+@app.command("self-train")
+def self_train(
+    data: Data,
+    out: Out,
+    tokenizer: Tokenizer,
+    init: Annotated[str, typer.Option(metavar="DIR", help="What each student starts from: as `finetune`'s.")],
+    model: Annotated[Path, typer.Option("--model", metavar="DIR", help="First teacher: folder made by `finetune`.")],
+    lm: LanguageModels = None,
+    lodr: Lodr = None,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+    max_hours: MaxHours = None,
+) -> None:
+    """Train students on a teacher's labels, generation by generation.
+
+    A student that is better on dev becomes the next teacher. OUT/best is the best model of all, which is the first
+    teacher if no student was better.
+    """
+    from w2vbert.tasks import fusion
+    from w2vbert.tasks import self_train as task
+    from w2vbert.tasks.finetune import Sources
+
+    lms = fusion.LanguageModels(tuple(lm or ()), lodr)
+    task.self_train(Sources(data, tokenizer, init), out, model, lms, config, set_ or [], force, max_hours)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
+from w2vbert.data.mixing import Mixture
 from w2vbert.data.noise import NoiseMixer
 from w2vbert.errors import UserError
 
@@ -106,6 +107,7 @@ class BatchStream:
         join: int = 1,
         noise: NoiseMixer | None = None,
         workers: int = 0,
+        mixture: Mixture | None = None,
     ) -> None:
         """Begins at the first batch of the first epoch.
 
@@ -117,7 +119,9 @@ class BatchStream:
             join: up to so many utterances, drawn anew in each epoch, follow one another as if they were one.
             noise: mixed into utterances, drawn anew in each epoch.
             workers: processes that make the batches, ahead of their use; 0: this one does.
+            mixture: how often an epoch takes which utterances; None: each once.
         """
+        self.mixture = mixture
         self.join = join
         self.noise = noise
         self.dataset = dataset
@@ -133,7 +137,9 @@ class BatchStream:
         self._starts = lru_cache(2)(lambda epoch: draw_crops(dataset.spare, seed, epoch))
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
-        groups = join_utterances(len(self.dataset), self.join, self.seed, epoch)
+        frames = self.dataset.frames
+        drawn = range(len(frames)) if self.mixture is None else self.mixture.draw(frames, self.seed, epoch)
+        groups = [[drawn[i] for i in group] for group in join_utterances(len(drawn), self.join, self.seed, epoch)]
         return EpochPlan(groups, plan_epoch(self._lengths(groups), self.batch_seconds, self.seed, epoch))
 
     def _lengths(self, groups: Sequence[Sequence[int]]) -> list[int]:

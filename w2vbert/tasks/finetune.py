@@ -15,6 +15,7 @@ from w2vbert.data.batches import SpeechBatch
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
+from w2vbert.data.mixing import Mixture
 from w2vbert.data.noise import NOISE_FILE, NoiseConfig, NoiseMixer
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.scoring import score_pairs
@@ -104,6 +105,8 @@ class FinetuneConfig:
             `noise`.
         join_utterances: up to so many utterances, drawn anew in each epoch, are joined to one. With few labels a model
             learns whole utterances by heart, and emits their words at the ends; joined ones make it listen.
+        pseudo_share: of the audio of an epoch that is pseudo-labelled. It then holds all of that once and labelled
+            utterances as often as this asks for (0.9: Zhang et al. 2020). None: all of both once.
         batch_seconds: most audio in a batch, padding counted.
         max_seconds: longer utterances are left out.
     """
@@ -121,6 +124,7 @@ class FinetuneConfig:
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     join_utterances: int = 1
+    pseudo_share: float | None = None
     batch_seconds: float = 400.0
     max_seconds: float = 32.0
 
@@ -131,8 +135,8 @@ class FinetuneConfig:
             raise ValueError(f"loss.ctc_only_steps must be less than train.max_steps, {self.train.max_steps}")
         if not 0.0 < self.encoder_layer_decay <= 1.0:
             raise ValueError(f"encoder_layer_decay must lie in (0, 1], not {self.encoder_layer_decay}")
-        if self.join_utterances < 1 or self.batch_seconds <= 0.0:
-            raise ValueError("join_utterances must be at least 1 and batch_seconds positive")
+        if self.pseudo_share is not None and not 0.0 < self.pseudo_share < 1.0:
+            raise ValueError(f"pseudo_share must lie between 0 and 1, not {self.pseudo_share}")
 
     def transducer(self, encoder: EncoderConfig, vocab_size: int) -> TransducerConfig:
         """The model that is trained, over an encoder and word pieces."""
@@ -145,6 +149,28 @@ class FinetuneConfig:
             ctc=self.loss.ctc_weight > 0.0,
             rnnt_type=self.loss.rnnt_type,
         )
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a fine-tuning starts from.
+
+    Attributes:
+        data: folder of features.
+        tokenizer: folder of the tokenizer.
+        init: folder of a pre-trained model, or `SCRATCH`.
+        pseudo: folder of pseudo-labels; None: without.
+    """
+
+    data: Path
+    tokenizer: Path
+    init: str
+    pseudo: Path | None = None
+
+    def inputs(self) -> dict[str, Path | None]:
+        """For the stamp of a step."""
+        init = None if self.init == SCRATCH else Path(self.init)
+        return {"data": self.data, "tokenizer": self.tokenizer, "pseudo": self.pseudo, "init": init}
 
 
 class FinetuneTask:
@@ -256,10 +282,19 @@ def finetune(
         Unfinished: `max_hours` are over, or a signal came.
     """
     config = load_config(FinetuneConfig, config_path, overrides)
-    inputs = {"data": data, "tokenizer": tokenizer, "pseudo": pseudo, "init": None if init == SCRATCH else Path(init)}
-    step = Step("finetune", out, config, inputs)
+    train_transducer(config, Sources(data, tokenizer, init, pseudo), out, force, max_hours)
+
+
+def train_transducer(
+    config: FinetuneConfig, sources: Sources, out: Path, force: bool = False, max_hours: float | None = None
+) -> None:
+    """`finetune` with settings that are loaded; raises the same."""
+    data, tokenizer, init, pseudo = sources.data, sources.tokenizer, sources.init, sources.pseudo
+    step = Step("finetune", out, config, sources.inputs())
     if not force and step.is_done():
         return
+    if config.pseudo_share is not None and pseudo is None:
+        raise UserError("the key pseudo_share needs pseudo-labels: give --pseudo, or leave the key out")
     pieces = Tokenizer.load(tokenizer)
     manifests = [data / "cuts_train.jsonl.gz"] + ([pseudo / "cuts_pseudo.jsonl.gz"] if pseudo else [])
     train = SpeechDataset(manifests, config.max_seconds)
@@ -281,7 +316,8 @@ def finetune(
     logger.info(f"fine-tuning from {init} on {train.hours:.2f} h, {len(train)} utterances")
     logger.info(f"RNN-T loss: {backend_reason()}")
     join, workers = config.join_utterances, config.train.loader_workers
-    batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode, join, noise, workers)
+    mixture = Mixture(train.count_from(0), config.pseudo_share) if config.pseudo_share else None
+    batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode, join, noise, workers, mixture)
     task = FinetuneTask(config, model, pieces, dev)
     result = Trainer(task, batches, config.train, out, PANELS, max_hours).fit()
     if not world.is_first:

@@ -1,128 +1,255 @@
-"""Pseudo-labels for self-training (noisy student: Xie et al. 2020; Park et al. 2020, arXiv 2005.09629)."""
+"""Self-training over generations: a teacher labels, a student learns from its labels and becomes the next teacher.
 
-from collections.abc import Sequence
+Noisy student training (Xie et al. 2020; Park et al. 2020, arXiv 2005.09629) as Zhang et al. 2020 (arXiv 2010.10504)
+use it: the teacher labels with a language model, each student starts from the pre-trained model.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from w2vbert.config import load_config, save_config
-from w2vbert.data.batches import FRAMES_PER_SECOND
-from w2vbert.data.datasets import SpeechDataset
-from w2vbert.data.loaders import in_order
-from w2vbert.decoding.search import SearchConfig
+import torch
+
+from w2vbert.config import load_config
 from w2vbert.errors import UserError
-from w2vbert.files import write_json
-from w2vbert.log import logger, progress
-from w2vbert.stages import Step, run_step
-from w2vbert.tasks.fusion import FusionConfig, load_scorers
-from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
+from w2vbert.files import PARTIAL, read_json, real_path, write_json
+from w2vbert.log import logger, setup_logging
+from w2vbert.stages import STAMP, Step
+from w2vbert.tasks.finetune import FinetuneConfig, Sources, train_transducer
+from w2vbert.tasks.fusion import LanguageModels
+from w2vbert.tasks.labels import LABELS_FILE, read_label_file, write_label_file
+from w2vbert.tasks.pseudo_labels import (
+    REPORT_FILE,
+    Labelling,
+    PseudoLabelConfig,
+    find_rates,
+    run_together,
+    write_labels,
+)
 from w2vbert.training.checkpoint import read_model_card
+from w2vbert.training.distributed import World, join_world
+from w2vbert.training.interruption import StopRequest
+
+BEST = "best"
+"""Link to the folder of the model that is best on dev."""
 
 
 @dataclass(frozen=True)
-class PseudoLabelConfig:
-    """What the teacher does, and which of its labels are kept.
+class SelfTrainConfig:
+    """Self-training.
 
     Attributes:
-        search: the teacher's search.
-        fusion: weights of the language models.
-        keep_share: share of the labelled audio that is kept, the most confident first.
-        min_confidence: labels under this confidence (0 to 1) are dropped whatever `keep_share` says.
-        min_words: shorter labels are dropped: noise and silence often become one word, or none.
-        max_words_per_second: labels with more are dropped.
-        batch_seconds: most audio in a batch, padding counted.
-        max_seconds: longer utterances are left out.
+        generations: students at most.
+        min_gain: a student takes its teacher's place if it lowers the WER on dev by more than this, in percent points.
+        labels: the teacher's search, and the filter of its labels.
+        student: training of a student.
     """
 
-    search: SearchConfig = field(default_factory=lambda: SearchConfig(method="beam"))
-    fusion: FusionConfig = field(default_factory=FusionConfig)
-    keep_share: float = 0.9
-    min_confidence: float = 0.0
-    min_words: int = 1
-    max_words_per_second: float = 8.0
-    batch_seconds: float = 120.0
-    max_seconds: float = 32.0
+    generations: int = 3
+    min_gain: float = 0.0
+    labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    student: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.keep_share <= 1.0 or not 0.0 <= self.min_confidence <= 1.0:
-            raise ValueError("keep_share must lie in (0, 1] and min_confidence in [0, 1]")
-        if self.batch_seconds < 0.5 or self.max_seconds <= 0.0:
-            raise ValueError("batch_seconds must be at least 0.5 and max_seconds above 0")
+        if self.generations < 1 or self.min_gain < 0.0:
+            raise ValueError("generations must be at least 1 and min_gain at least 0")
 
 
-def pseudo_label(
-    data: Path,
+@dataclass(frozen=True)
+class Generation:
+    """A model and how good it is.
+
+    Attributes:
+        number: 0 for the first teacher.
+        model: its folder.
+        wer: on dev, with the teacher's search, percent.
+        kept_hours: of pseudo-labels that it learned from.
+    """
+
+    number: int
+    model: Path
+    wer: float
+    kept_hours: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of self-training.
+
+    Attributes:
+        best: the last generation that was better than its teacher; the first teacher if none was.
+        generations: all of them, in order.
+        ending: why there are no more.
+    """
+
+    best: Generation
+    generations: list[Generation]
+    ending: str
+
+
+def self_train(
+    sources: Sources,
     out: Path,
-    model: Path,
-    lm: Path | None,
+    teacher: Path,
+    lms: LanguageModels,
     config_path: Path | None,
     overrides: Sequence[str],
     force: bool,
+    max_hours: float | None = None,
 ) -> None:
-    """Labels the unlabelled split of `data`, drops the doubtful, and writes `cuts_pseudo.jsonl.gz` and `report.json`.
+    """Trains students until one is no better than its teacher on dev, or `generations` are over.
+
+    `out` gets `gen0/dev` (the teacher's labels of dev), `gen1/labels`, `gen1/model`, `gen1/dev`, and so on; the link
+    `best` to the model of the best generation, which is the teacher's own if no student was better; and `report.json`.
+    Each of the folders has a stamp: what is finished is not done again.
 
     Raises:
-        UserError: model, language model, data or config are not fit for it, or no label is left.
+        UserError: models, data or config are not fit for it.
+        Unfinished: `max_hours` are over, or a signal came.
     """
-    config = load_config(PseudoLabelConfig, config_path, overrides)
-    step = Step("pseudo-label", out, config, {"data": data, "model": model, "lm": lm})
-
-    def work(folder: Path) -> None:
-        transducer, tokenizer = load_transducer(model)
-        scorers = load_scorers([lm] if lm else [], None, config.fusion, config.search, tokenizer, transducer)
-        dataset = SpeechDataset([data / "cuts_unlabelled.jsonl.gz"], config.max_seconds)
-        check_features(model, data)
-        batches = progress(list(in_order(dataset, config.batch_seconds)), desc="pseudo-label", unit="batches")
-        found = [r for batch in recognize(transducer, tokenizer, batches, config.search, scorers) for r in batch]
-        kept, report = filter_labels(found, dataset, config)
-        if not kept:
-            raise UserError(f"{model} labelled none of {len(found)} utterances well enough: {report['dropped']}")
-        _write_cuts(folder / "cuts_pseudo.jsonl.gz", data / "cuts_unlabelled.jsonl.gz", kept)
-        save_config(config, folder / "config.yaml")
-        write_json(folder / "report.json", report | {"history": read_model_card(model, "transducer")["history"]})
-        hours, dropped = report["kept_hours"], report["dropped"]
-        logger.info(f"kept {len(kept)} of {len(found)} labels, {hours:.2f} h; dropped {dropped}")
-
-    run_step(step, work, force)
+    config = load_config(SelfTrainConfig, config_path, overrides)
+    inputs = sources.inputs() | {"model": teacher} | lms.inputs()
+    step = Step("self-train", out, config, inputs)
+    world = join_world()
+    if world.is_first:
+        _begin(step)
+    read_model_card(teacher, "transducer")
+    outcome = _Generations(config, sources, lms, out, force, max_hours).run(teacher, world)
+    if world.is_first:
+        _finish(step, outcome)
+    world.wait()
 
 
-def filter_labels(
-    found: Sequence[Recognition], dataset: SpeechDataset, config: PseudoLabelConfig
-) -> tuple[dict[str, Recognition], dict[str, Any]]:
-    """The labels to train on, by cut id, and a report with counts of what was dropped and why."""
-    seconds = {id: frames / FRAMES_PER_SECOND for id, frames in zip(dataset.ids, dataset.frames, strict=True)}
-    dropped = {"too few words": 0, "too many words a second": 0, "confidence": 0}
-    sound = []
-    for recognition in found:
-        words = len(recognition.text.split())
-        if words < config.min_words:
-            dropped["too few words"] += 1
-        elif words > config.max_words_per_second * seconds[recognition.id]:
-            dropped["too many words a second"] += 1
-        else:
-            sound.append(recognition)
-    sound.sort(key=lambda r: (-r.confidence, r.id))
-    allowed = config.keep_share * sum(seconds[r.id] for r in sound)
-    kept: dict[str, Recognition] = {}
-    hours = 0.0
-    for recognition in sound:
-        if recognition.confidence < config.min_confidence or hours * 3600 >= allowed:
-            break
-        kept[recognition.id] = recognition
-        hours += seconds[recognition.id] / 3600
-    dropped["confidence"] = len(sound) - len(kept)
-    threshold = min((r.confidence for r in kept.values()), default=None)
-    report = {"labelled": len(found), "kept": len(kept), "kept_hours": hours, "dropped": dropped}
-    return kept, report | {"confidence_threshold": threshold}
+class _Generations:
+    """The steps of self-training in a folder."""
+
+    def __init__(
+        self,
+        config: SelfTrainConfig,
+        sources: Sources,
+        lms: LanguageModels,
+        out: Path,
+        force: bool,
+        max_hours: float | None,
+    ) -> None:
+        self.config = config
+        self.sources = sources
+        self.lms = lms
+        self.out = out
+        self.force = force
+        self.threads = torch.get_num_threads()
+        self.end = None if max_hours is None else time.monotonic() + 3600 * max_hours
+
+    def run(self, teacher: Path, world: World) -> Outcome:
+        """All generations, until one is no better."""
+        found = [Generation(0, teacher, self._dev_wer(0, teacher))]
+        for number in range(1, self.config.generations + 1):
+            best = found[-1]  # each has been better than the one before
+            labels = self._label(best, number)
+            kept_hours = read_json(labels / REPORT_FILE)["kept_hours"]
+            if not kept_hours:
+                return Outcome(best, found, f"no label of generation {number} is good enough to learn from")
+            model = self.out / f"gen{number}" / "model"
+            student = replace(self.sources, pseudo=labels)
+            train_transducer(self.config.student, student, model, self.force, self._hours_left())
+            setup_logging()  # the training's log is closed
+            torch.set_num_threads(self.threads)  # sums, so labels, may depend on it
+            world.wait()  # for the first process, which writes the model
+            new = Generation(number, model, self._dev_wer(number, model), kept_hours)
+            found.append(new)
+            wers = f"{new.wer:.2f} % WER on dev, its teacher {best.wer:.2f} %"
+            if not new.wer < best.wer - self.config.min_gain:
+                return Outcome(best, found, f"generation {number} has {wers}: it is not taken")
+            logger.info(f"generation {number} has {wers}")
+        return Outcome(found[-1], found, f"generation {self.config.generations} is the last one asked for")
+
+    def _hours_left(self) -> float | None:
+        return None if self.end is None else max((self.end - time.monotonic()) / 3600, 0.0)
+
+    def _labelling(self, model: Path) -> Labelling:
+        return Labelling(self.sources.data, model, self.lms, self.config.labels)
+
+    def _dev_wer(self, number: int, model: Path) -> float:
+        """WER of a model on dev, by the search that labels."""
+        labelling = self._labelling(model)
+        config = self.config.labels
+        searched = {key: getattr(config, key) for key in ("search", "fusion", "batch_seconds", "max_seconds")}
+        step = Step("label dev", self._dev(number), searched, labelling.inputs())
+
+        def work(world: World) -> Callable[[Path], None]:
+            found = labelling.label(labelling.load(), "dev", world)
+
+            def write(folder: Path) -> None:
+                write_label_file(folder / LABELS_FILE, found)
+                write_json(folder / REPORT_FILE, labelling.score_dev(found).to_dict())
+
+            return write
+
+        self._run(step, work)
+        return float(read_json(step.out / REPORT_FILE)["wer"])
+
+    def _label(self, teacher: Generation, number: int) -> Path:
+        """The folder of labels for a student."""
+        labelling = self._labelling(teacher.model)
+        dev = self._dev(teacher.number)
+        folder = self.out / f"gen{number}" / "labels"
+        step = Step("pseudo-label", folder, self.config.labels, labelling.inputs() | {"dev": dev})
+
+        def work(world: World) -> Callable[[Path], None]:
+            loaded = labelling.load()
+            rates = find_rates(labelling, loaded)
+            found = labelling.label(loaded, "unlabelled", world)
+
+            def write(folder: Path) -> None:
+                write_labels(labelling, found, read_label_file(dev / LABELS_FILE), rates, folder)
+
+            return write
+
+        self._run(step, work)
+        return step.out
+
+    def _dev(self, number: int) -> Path:
+        return self.out / f"gen{number}" / "dev"
+
+    def _run(self, step: Step, work: Callable[[World], Callable[[Path], None]]) -> None:
+        run_together(step, work, self.force, StopRequest(self._hours_left()))
 
 
-def _write_cuts(target: Path, source: Path, labels: dict[str, Recognition]) -> None:
-    from lhotse import CutSet, SupervisionSegment
+def _begin(step: Step) -> None:
+    """Refuses an `out` that holds anything but self-training.
 
-    labelled = []
-    for cut in CutSet.from_jsonl_lazy(source):
-        if cut.id in labels:
-            bare = SupervisionSegment(cut.id, cut.recording_id, start=0.0, duration=cut.duration)
-            supervision = replace(cut.supervisions[0] if cut.supervisions else bare, text=labels[cut.id].text)
-            labelled.append(replace(cut, supervisions=[supervision]))
-    CutSet.from_cuts(labelled).to_file(target)
+    Raises:
+        UserError: it does.
+    """
+    out = step.out
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if out.is_file() or STAMP in names or any(not _is_own(name) for name in names):
+        step.check_out()
+    if (out / BEST).exists() and not (out / BEST).is_symlink():
+        raise UserError(f"{out / BEST} is in the way of the link to the best model: name another folder")
+
+
+def _is_own(name: str) -> bool:
+    return name in (BEST, REPORT_FILE) or re.fullmatch(r"gen\d+|\..*", name) is not None
+
+
+def _finish(step: Step, outcome: Outcome) -> None:
+    """Names the best generation, by a link and in a report."""
+    out, best = step.out, outcome.best
+    logger.info(f"self-training: {outcome.ending}")
+    logger.info(f"{out / BEST}: generation {best.number}, {best.wer:.2f} % WER on dev ({best.model})")
+    report = {"best": best.number, "ending": outcome.ending, "generations": outcome.generations}
+    target = os.path.relpath(real_path(best.model), real_path(out))
+    same = (out / BEST).is_symlink() and os.readlink(out / BEST) == target
+    if step.is_done() and same:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    aside = out / f"{PARTIAL}{BEST}"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target)
+    os.replace(aside, out / BEST)
+    write_json(out / REPORT_FILE, report)
+    step.finish()
