@@ -122,15 +122,11 @@ if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
   finish
 fi
 
-student=$expdir/self_train/gen1
-
 if [ "$stage" -le 5 ] && [ "$stop_stage" -ge 5 ]; then
   if [ -n "$unlabelled" ]; then
     begin 5 "self-training"
-    run w2vbert pseudo-label "$data_dir/fbank" "$student/labels" --model "$expdir/finetune" --lm "$data_dir/lm" \
-      --config "$conf/pseudo_label.yaml"
-    run "${trainer[@]}" finetune "$data_dir/fbank" "$student/model" --tokenizer "$data_dir/tokenizer" --init "$expdir/pretrain" \
-      --pseudo "$student/labels" --config "$conf/student.yaml"
+    run "${trainer[@]}" self-train "$data_dir/fbank" "$expdir/self_train" --tokenizer "$data_dir/tokenizer" \
+      --init "$expdir/pretrain" --model "$expdir/finetune" --lm "$data_dir/lm" --config "$conf/self_train.yaml"
   else
     begin 5 "no self-training, since --unlabelled names nothing"
   fi
@@ -149,8 +145,8 @@ if [ "$stage" -le 6 ] && [ "$stop_stage" -ge 6 ]; then
   start finetune+lm w2vbert decode --model "$expdir/finetune" "${with_lm[@]}" --out "$expdir/finetune/decode_lm"
   rows+=(--row "pre-trained=$expdir/finetune/decode_greedy" --row "pre-trained + n-gram=$expdir/finetune/decode_lm")
   if [ -n "$unlabelled" ]; then
-    start student+lm w2vbert decode --model "$student/model" "${with_lm[@]}" --out "$student/model/decode_lm"
-    rows+=(--row "+ self-training + n-gram=$student/model/decode_lm")
+    start student+lm w2vbert decode --model "$expdir/self_train/best" "${with_lm[@]}" --out "$expdir/self_train/decode_lm"
+    rows+=(--row "+ self-training + n-gram=$expdir/self_train/decode_lm")
   fi
   finish
   run w2vbert report "$expdir/RESULTS.md" "${rows[@]}"

@@ -101,14 +101,10 @@ if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
   finish
 fi
 
-student=$expdir/self_train/gen1
-
 if [ "$stage" -le 5 ] && [ "$stop_stage" -ge 5 ]; then
   begin 5 "self-training"
-  run w2vbert pseudo-label "$data_dir/fbank" "$student/labels" --model "$expdir/finetune" --lm "$data_dir/lm" \
-    --config "$conf/pseudo_label.yaml"
-  run "${trainer[@]}" finetune "$data_dir/fbank" "$student/model" "${finetune[@]}" --init "$expdir/pretrain" \
-    --pseudo "$student/labels" --config "$conf/student.yaml"
+  run "${trainer[@]}" self-train "$data_dir/fbank" "$expdir/self_train" --tokenizer "$data_dir/tokenizer" \
+    --init "$expdir/pretrain" --model "$expdir/finetune" --lm "$data_dir/lm" --config "$conf/self_train.yaml"
 fi
 
 if [ "$stage" -le 6 ] && [ "$stop_stage" -ge 6 ]; then
@@ -118,13 +114,13 @@ if [ "$stage" -le 6 ] && [ "$stop_stage" -ge 6 ]; then
   start scratch w2vbert decode --model "$expdir/scratch" "${greedy[@]}" --out "$expdir/scratch/decode_greedy"
   start finetune w2vbert decode --model "$expdir/finetune" "${greedy[@]}" --out "$expdir/finetune/decode_greedy"
   start finetune+lm w2vbert decode --model "$expdir/finetune" "${with_lm[@]}" --out "$expdir/finetune/decode_lm"
-  start student+lm w2vbert decode --model "$student/model" "${with_lm[@]}" --out "$student/model/decode_lm"
+  start student+lm w2vbert decode --model "$expdir/self_train/best" "${with_lm[@]}" --out "$expdir/self_train/decode_lm"
   finish
   run w2vbert report "$expdir/RESULTS.md" \
     --row "trained from scratch=$expdir/scratch/decode_greedy" \
     --row "pre-trained=$expdir/finetune/decode_greedy" \
     --row "pre-trained + LM=$expdir/finetune/decode_lm" \
-    --row "+ self-training + LM=$student/model/decode_lm"
+    --row "+ self-training + LM=$expdir/self_train/decode_lm"
   log "table:    $(realpath "$expdir")/RESULTS.md"
   log "pictures: $(realpath "$expdir")/{pretrain,scratch,finetune}/curves.png"
 fi

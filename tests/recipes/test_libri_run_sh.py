@@ -52,7 +52,7 @@ def test_presets_are_chosen_by_name(tmp_path: Path) -> None:
     calls = recipe.calls()
     assert any("--config conf/pretrain/base.yaml" in call for call in calls)
     assert any("--init exp/pretrain --config conf/finetune/960h.yaml" in call for call in calls)
-    assert not any("scratch" in call or "pseudo" in call for call in calls)
+    assert not any("scratch" in call or "self-train" in call for call in calls)
     recipe.run(*given, "--pretrain-preset", "xl", "--finetune-preset", "10h")
     calls = recipe.calls()
     for settings in ("pretrain/xl", "finetune/10h", "tokenizer/10h"):
@@ -68,8 +68,8 @@ def test_two_cores_go_from_scratch_to_self_training(tmp_path: Path) -> None:
     calls = recipe.calls()
     report = calls[-1]
     assert report.count("--row") == 4 and "trained from scratch=exp/scratch/decode_greedy" in report
-    assert sum(call.startswith("finetune") for call in calls) == 3
-    assert all("conf/two_cores/" in call for call in calls if call.startswith(("pretrain", "finetune", "decode")))
+    assert sum(call.startswith(("finetune", "self-train")) for call in calls) == 3
+    assert all("conf/two_cores/" in call for call in calls if call.startswith(("pretrain", "finetune", "self-train", "decode")))
 
 
 def test_librilight_prepares_and_hands_over(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_librilight_prepares_and_hands_over(tmp_path: Path) -> None:
     folder = recipe.folder
     assert calls[2].startswith(f"features {folder}/data/manifests {folder}/data/fbank")
     assert any("pretrain/xl.yaml" in call for call in calls) and any("finetune/10h.yaml" in call for call in calls)
-    assert any(call.startswith("pseudo-label") for call in calls)
+    assert any(call.startswith("self-train") for call in calls)
     stages = [line.split()[2] for line in result.stderr.splitlines() if line.split()[1:2] == ["stage"]]
     assert stages == ["0:", "1:", "2:", "3:", "4:", "5:", "6:"]
 
@@ -111,7 +111,7 @@ def config_of(path: Path) -> type | None:
     from w2vbert.tasks.decode import DecodeConfig
     from w2vbert.tasks.finetune import FinetuneConfig
     from w2vbert.tasks.pretrain import PretrainConfig
-    from w2vbert.tasks.pseudo_labels import PseudoLabelConfig
+    from w2vbert.tasks.self_train import SelfTrainConfig
 
     kinds = {
         "synth": SynthConfig,
@@ -120,8 +120,7 @@ def config_of(path: Path) -> type | None:
         "pretrain": PretrainConfig,
         "finetune": FinetuneConfig,
         "scratch": FinetuneConfig,
-        "student": FinetuneConfig,
-        "pseudo_label": PseudoLabelConfig,
+        "self_train": SelfTrainConfig,
         "decode": DecodeConfig,
         "decode_lm": DecodeConfig,
     }

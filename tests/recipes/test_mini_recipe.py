@@ -38,14 +38,16 @@ HOURS = (0.004, 0.005, 0.003, 0.003)  # 54 s
 STUDENT = "exp/self_train/gen1/model"
 LABELS = "exp/self_train/gen1/labels"
 DATA = {"data/synth", "data/manifests", "data/fbank", "data/tokenizer", "data/lm"}
+SELF_TRAIN = "exp/self_train"
+DEV_LABELS = {"exp/self_train/gen0/dev", "exp/self_train/gen1/dev"}
 TRAININGS = {"exp/pretrain", "exp/scratch", "exp/finetune", STUDENT}
 DECODINGS = {
     "exp/scratch/decode_greedy",
     "exp/finetune/decode_greedy",
     "exp/finetune/decode_lm",
-    f"{STUDENT}/decode_lm",
+    f"{SELF_TRAIN}/decode_lm",
 }
-STEPS = DATA | TRAININGS | {LABELS} | DECODINGS
+STEPS = DATA | TRAININGS | {LABELS, SELF_TRAIN} | DEV_LABELS | DECODINGS
 
 OPTIM = {"learning_rate": 3e-2, "warmup_steps": 2}  # high, to forget the unknown piece in a few steps
 BEAM = {"method": "beam", "beam_size": 2, "length_bonus": 4.0}
@@ -90,8 +92,18 @@ CONF: dict[str, dict[str, Any]] = {
         "batch_seconds": 10,
     },
     "finetune": {"encoder": ENCODER, **TRANSDUCER},
-    "pseudo_label": {"search": BEAM, "fusion": FUSION, "keep_share": 0.9, "max_words_per_second": 100.0},
-    "student": TRANSDUCER,
+    "self_train": {
+        "generations": 1,
+        "labels": {
+            "search": BEAM,
+            "fusion": FUSION,
+            "keep_share": 0.9,
+            "max_words_per_second": 100.0,
+            "rate_quantile": 0.0,
+            "dev_quantile": 0.0,
+        },
+        "student": TRANSDUCER,
+    },
     "decode": {"search": BEAM},
     "decode_lm": {"search": BEAM, "fusion": FUSION},
 }
@@ -224,7 +236,7 @@ def test_all_stages_lead_to_the_table(finished: Finished) -> None:
         "pre-trained + LM",
         "+ self-training + LM",
     ]
-    for name in ("exp/finetune/decode_lm", f"{STUDENT}/decode_lm"):
+    for name in ("exp/finetune/decode_lm", f"{SELF_TRAIN}/decode_lm"):
         assert all(score["deletions"] < score["words"] for score in finished.results[name].values())
 
 
@@ -253,15 +265,15 @@ def test_a_second_call_changes_nothing(finished: Finished) -> None:
 def test_changed_settings_redo_what_depends_on_them_and_nothing_else(finished: Finished) -> None:
     recipe = finished.recipe
     before = recipe.times()
-    recipe.configure("pseudo_label", keep_share=0.5)
+    recipe.configure("self_train", labels=CONF["self_train"]["labels"] | {"keep_share": 0.5})
     recipe.run("--nj 2 --stage 3 --stop-stage 5")
     assert re.findall(r"stage (\d): ", recipe.read_log()) == ["3", "4", "5"]
-    assert recipe.up_to_date() == TRAININGS - {STUDENT}
+    assert recipe.up_to_date() == TRAININGS - {STUDENT} | {"exp/self_train/gen0/dev"}
     after = recipe.times()
     redone = {name for name in STEPS if after.get(f"{name}/{STAMP}") != before[f"{name}/{STAMP}"]}
-    assert redone == {LABELS, STUDENT, f"{STUDENT}/decode_lm"}
-    assert not (recipe.folder / STUDENT / "decode_lm").exists()  # went with the old student; stage 6 makes it again
-    kept = [name for name in before | after if not name.startswith((LABELS, STUDENT))]
+    assert redone == {LABELS, STUDENT, SELF_TRAIN, "exp/self_train/gen1/dev"}
+    changed = ("exp/self_train/gen1/", f"{SELF_TRAIN}/report.json", f"{SELF_TRAIN}/.stamp.json")
+    kept = [name for name in before | after if not name.startswith(changed)]
     assert all(after.get(name) == before.get(name) for name in kept)
 
 

@@ -92,7 +92,6 @@ def test_all_stages_in_order(recipe: Recipe) -> None:
     assert result.returncode == 0, result.stderr
     settings = "--config conf/finetune.yaml --set train.threads=1"
     decode = "--data data/fbank --split dev --split test --config conf/decode"
-    student = "exp/self_train/gen1"
     assert recipe.calls() == [
         "prepare synth data/synth --config conf/synth.yaml",
         "prepare corpus data/synth data/manifests --nj 1 --train train --dev dev --test test --unlabelled unlabelled",
@@ -102,16 +101,15 @@ def test_all_stages_in_order(recipe: Recipe) -> None:
         "pretrain data/fbank exp/pretrain --config conf/pretrain.yaml",
         f"finetune data/fbank exp/scratch --tokenizer data/tokenizer --init scratch {settings}",
         f"finetune data/fbank exp/finetune --tokenizer data/tokenizer --init exp/pretrain {settings}",
-        f"pseudo-label data/fbank {student}/labels --model exp/finetune --lm data/lm --config conf/pseudo_label.yaml",
-        f"finetune data/fbank {student}/model --tokenizer data/tokenizer --init exp/pretrain "
-        f"--pseudo {student}/labels --config conf/student.yaml",
+        "self-train data/fbank exp/self_train --tokenizer data/tokenizer --init exp/pretrain --model exp/finetune "
+        "--lm data/lm --config conf/self_train.yaml",
         f"decode --model exp/scratch {decode}.yaml --out exp/scratch/decode_greedy",
         f"decode --model exp/finetune {decode}.yaml --out exp/finetune/decode_greedy",
         f"decode --model exp/finetune {decode}_lm.yaml --lm data/lm --out exp/finetune/decode_lm",
-        f"decode --model {student}/model {decode}_lm.yaml --lm data/lm --out {student}/model/decode_lm",
+        f"decode --model exp/self_train/best {decode}_lm.yaml --lm data/lm --out exp/self_train/decode_lm",
         "report exp/RESULTS.md --row trained from scratch=exp/scratch/decode_greedy "
         "--row pre-trained=exp/finetune/decode_greedy --row pre-trained + LM=exp/finetune/decode_lm "
-        f"--row + self-training + LM={student}/model/decode_lm",
+        "--row + self-training + LM=exp/self_train/decode_lm",
     ]
     stages = [line.split()[2] for line in result.stderr.splitlines() if line.split()[1:2] == ["stage"]]
     assert stages == ["0:", "1:", "2:", "3:", "4:", "5:", "6:"]
@@ -148,7 +146,7 @@ def test_stages_are_chosen(recipe: Recipe) -> None:
         assert recipe.run(*arguments).returncode == 0
         return {call.split()[0] for call in recipe.calls()}
 
-    assert commands("--stage", "3", "--stop-stage", "5") == {"pretrain", "finetune", "pseudo-label"}
+    assert commands("--stage", "3", "--stop-stage", "5") == {"pretrain", "finetune", "self-train"}
     assert commands("--stop_stage", "0") == {"prepare"}
     assert commands("--stage", "02", "--stop-stage", "2") == {"features", "tokenizer", "lm"}
     assert recipe.refusal("--stage", "4", "--stop-stage", "3").startswith("nothing to do: ")
