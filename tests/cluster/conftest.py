@@ -1,4 +1,7 @@
-"""A Slurm of two nodes on loopback, for as long as these tests run; they are skipped where it is not installed."""
+"""A Slurm of two nodes on loopback, for as long as these tests run.
+
+They are skipped where Slurm is not installed, and where they are not asked for by name.
+"""
 
 import os
 import shutil
@@ -110,7 +113,9 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    if not any("cluster" in argument for argument in request.config.invocation_params.args):
+        pytest.skip("starts the daemons of a Slurm, for minutes: bin/test tests/cluster")
     missing = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if not shutil.which(name, path=SEARCHED)]
     if missing:
         pytest.skip(f"needs {missing[0]} (Debian and Ubuntu: apt install slurm-wlm munge)")
