@@ -69,7 +69,9 @@ def test_two_cores_go_from_scratch_to_self_training(tmp_path: Path) -> None:
     report = calls[-1]
     assert report.count("--row") == 4 and "trained from scratch=exp/scratch/decode_greedy" in report
     assert sum(call.startswith(("finetune", "self-train")) for call in calls) == 3
-    assert all("conf/two_cores/" in call for call in calls if call.startswith(("pretrain", "finetune", "self-train", "decode")))
+    assert all(
+        "conf/two_cores/" in call for call in calls if call.startswith(("pretrain", "finetune", "self-train", "decode"))
+    )
 
 
 def test_librilight_prepares_and_hands_over(tmp_path: Path) -> None:
