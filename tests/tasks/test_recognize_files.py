@@ -2,10 +2,12 @@
 
 import errno
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lhotse import Recording
 
 from tests.data.corpus_factory import RATE_HZ, noise
 from tests.tasks.conftest import Prepared, kill, run
 from tests.tasks.recordings import cut_of, damage, write, write_cuts, write_recordings
+from w2vbert import cli
 from w2vbert.data.features import normalize
 from w2vbert.data.pieces import CuttingConfig, cut
 from w2vbert.errors import UserError
+from w2vbert.tasks import audio_sources
 from w2vbert.tasks import recognize_files as task
+from w2vbert.tasks.audio_sources import Sources
 from w2vbert.tasks.fusion import LanguageModels
+from w2vbert.tasks.merge import merge_parts
 from w2vbert.tasks.outputs import Output
 
 
@@ -74,7 +81,7 @@ def test_broken_files_are_named_and_counted_and_the_rest_is_decoded(
     assert {id: line for id, line in found.items() if line["text"] is not None} == alone
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == len(bad) + 1 and warnings[-1] == "6 of 14 recordings could not be decoded"
-    reasons = ["cannot be decoded", "", "cannot be decoded", "shorter than 0.1 s", "not finite", "no samples"]
+    reasons = ["is an empty file", "", "cannot be decoded", "shorter than 0.1 s", "not finite", "no samples"]
     for file, warning, reason in zip(bad, warnings, reasons, strict=False):
         assert str(file) in warning and reason in warning
 
@@ -251,3 +258,138 @@ def test_names_need_not_be_unicode(prepared: Prepared, tmp_path: Path) -> None:
     audio.rename(odd)
     run("decode", "--model", prepared.model, tmp_path, "-o", tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text())["id"] == str(odd)
+
+
+def test_standard_input_and_patterns(
+    decode: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    files = write_recordings(tmp_path / "in")
+    alone = decode(*files)
+    with files[1].open("rb") as stream:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        found = decode(files[0], "-", files[2])
+    assert list(found) == [str(files[0]), "-", str(files[2])] and found["-"]["text"] == alone[str(files[1])]["text"]
+    assert decode(tmp_path / "in" / "[ab].*") == {str(file): alone[str(file)] for file in files[:2]}
+    assert decode(f"{tmp_path}/**/*.flac").keys() == {str(files[1]), str(files[7])}
+    assert decode(f"{tmp_path}/i?").keys() == alone.keys()
+
+
+def test_files_of_foreign_formats_are_named_not_passed_over(
+    decode: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    good = write(tmp_path / "in" / "a.aiff", noise(0.5))
+    (tmp_path / "in" / "b.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    found = decode(tmp_path / "in")
+    assert found[str(good)]["text"] and "convert .m4a" in found[str(tmp_path / "in" / "b.m4a")]["error"]
+
+
+def test_a_silent_recording_has_no_words_and_is_no_failure(
+    decode: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.wav", np.zeros(3 * RATE_HZ, dtype=np.float32))
+    line = {"id": str(file), "text": "", "confidence": 0.0, "seconds": 3.0, "words": []}
+    assert decode(file, "--strict") == {str(file): line}
+
+
+def test_strict_ends_with_one_where_a_recording_failed(prepared: Prepared, tmp_path: Path) -> None:
+    good, bad = write(tmp_path / "a.wav", noise(0.5)), write(tmp_path / "b.wav", noise(0.01))
+    arguments = ["decode", "--model", str(prepared.model), str(good), str(bad), "-o", str(tmp_path / "out.jsonl")]
+    assert cli.main(arguments) == 0 and cli.main([*arguments, "--strict"]) == 1
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["text"] is None for line in lines] == [False, True] and "shorter than 0.1 s" in lines[1]["error"]
+
+
+def test_one_channel(decode: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    left, right = noise(0.6, seed=5), noise(0.6, seed=6)
+    both = write(tmp_path / "both.wav", np.stack([left, right], axis=1), subtype="FLOAT")
+    texts = [
+        decode(file, *more)[str(file)]["text"]
+        for file, more in (
+            (write(tmp_path / "l.wav", left, subtype="FLOAT"), ()),
+            (write(tmp_path / "r.wav", right, subtype="FLOAT"), ()),
+            (both, ("--channel", 0)),
+            (both, ("--channel", 1)),
+        )
+    ]
+    assert texts[:2] == texts[2:] and texts[0] != texts[1]
+
+
+def test_parts_of_the_recordings_make_the_whole(
+    decode: Callable[..., dict[str, Any]], prepared: Prepared, tmp_path: Path
+) -> None:
+    write_recordings(tmp_path / "in")
+    whole = decode(tmp_path / "in")
+    for part in (1, 2, 3):
+        run("decode", "--model", prepared.model, tmp_path / "in", "-o", tmp_path / "x.jsonl", "--shard", f"{part}/3")
+    merge_parts([tmp_path / f"x.{part}-of-3.jsonl" for part in (1, 2, 3)], tmp_path / "x.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(whole)
+    assert [line["text"] for line in lines] == [line["text"] for line in whole.values()]
+
+
+def test_a_manifest_is_read_as_it_is_gone_through(tmp_path: Path) -> None:
+    recording = Recording.from_file(write(tmp_path / "a.wav", noise(0.5)))
+    manifest = tmp_path / "recordings.jsonl.gz"
+    with gzip.open(manifest, "wt") as file:
+        for number in range(20_000):
+            file.write(json.dumps(recording.to_dict() | {"id": f"r{number:05d}"}) + "\n")
+    sources = Sources([manifest])
+    assert len(sources) == 20_000
+    begin = time.monotonic()
+    first = [source.id for source, _ in zip(sources, range(3), strict=False)]
+    assert first == ["r00000", "r00001", "r00002"] and time.monotonic() - begin < 0.5
+
+
+def test_a_long_cut_gives_what_its_audio_gives(
+    decode: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence = np.zeros(8000, dtype=np.float32)
+    parts = [np.concatenate([noise(1.5, seed=i), silence]) for i in range(10)]
+    file = write(tmp_path / "long.flac", np.concatenate(parts))
+    monkeypatch.setattr(audio_sources, "BLOCK_SECONDS", 0.37)  # windows of 3.7 s
+    cut_manifest = write_cuts(tmp_path / "cuts.jsonl", [cut_of(file)])
+    by_cut, by_file = decode(cut_manifest, "--set", "max_seconds=5")["long"], decode(file, "--set", "max_seconds=5")
+    expected = by_file[str(file)] | {"id": "long"}
+    assert by_cut == expected and len(expected["segments"]) == 10
+    ends = [end for word in expected["words"] for end in (word["start"], word["end"])]
+    assert ends == sorted(ends) and ends[-1] <= 20.0
+
+
+def test_windows_without_pauses_are_joined(decode: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    file = write(tmp_path / "a.wav", noise(20.0))
+    line = decode(file, "--set", "max_seconds=6", "--set", "cutting.overlap_seconds=1.5")[str(file)]
+    assert len(line["segments"]) > 3 and line["text"] == " ".join(word["word"] for word in line["words"])
+    assert [part["start"] for part in line["segments"]] == sorted(part["start"] for part in line["segments"])
+
+
+def test_nbest_lists_hold_scores(decode: Callable[..., dict[str, Any]], prepared: Prepared, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.wav", noise(1.5))
+    search = [f"--set=search.{setting}" for setting in ("method=beam", "beam_size=3", "nbest=3")]
+    line = decode(file, *search, "--lm", prepared.lm)[str(file)]
+    assert 1 < len(line["nbest"]) <= 3 and line["nbest"][0]["text"] == line["text"]
+    for entry in line["nbest"]:
+        total = entry["model_score"] + 0.3 * entry["scores"]["ngram"]
+        assert entry["score"] == pytest.approx(total, abs=1e-3) and entry["tokens"] > 0
+
+
+@pytest.mark.parametrize("name", ["x.ctm", "x.srt", "x.txt", "x.jsonl.gz", "folder"])
+def test_other_formats(name: str, prepared: Prepared, tmp_path: Path) -> None:
+    file = write(tmp_path / "a b.wav", noise(1.0))
+    more = ("--format", "srt") if name == "folder" else ()
+    run("decode", "--model", prepared.model, file, "-o", tmp_path / name, *more)
+    found = tmp_path / "folder" / "a_b.srt" if name == "folder" else tmp_path / name
+    text = gzip.decompress(found.read_bytes()).decode() if name.endswith("gz") else found.read_text()
+    assert text.startswith({"x.ctm": "a_b 1 ", "x.txt": "a_b ", "x.jsonl.gz": '{"id": '}.get(name, "1\n00:00:00,"))
+
+
+def test_options_that_do_not_go_together(fails: Callable[..., str], prepared: Prepared, tmp_path: Path) -> None:
+    audio = write(tmp_path / "a.wav", noise(0.5))
+    start = ("decode", "--model", prepared.model)
+    splits = (*start, "--data", prepared.data, "--split", "dev", "-o", tmp_path / "out")
+    for more in (("--shard", "1/2"), ("--strict",), ("--format", "ctm"), ("--channel", "0")):
+        assert f"{more[0]} goes with INPUT" in fails(*splits, *more)
+    assert "write I/N" in fails(*start, audio, "--shard", "3/2")
+    assert "there are jsonl, ctm" in fails(*start, audio, "--format", "doc")
+    assert "takes the subtitles of one recording, not of 2" in fails(*start, audio, audio, "-o", tmp_path / "x.srt")
+    assert "no file matches" in fails(*start, tmp_path / "*.flac")
+    assert "can be read once" in fails(*start, "-", "-")

@@ -73,6 +73,8 @@ def read_blocks(path: Path, rate_hz: int, channel: int | None = None, name: str 
                 raise UserError(f"{name} has no channel {channel}: it has {file.channels}, counted from 0")
             yield from resample_blocks(_decode(file, name, channel), file.samplerate, rate_hz)
     except (soundfile.SoundFileError, OSError, TypeError, MemoryError) as error:
+        if path.is_file() and not path.stat().st_size:
+            raise UserError(f"{name} is an empty file") from error
         reason = getattr(error, "error_string", "") or str(error)  # libsndfile's names the path in bytes
         raise UserError(f"{name} cannot be decoded: {reason}") from error
 

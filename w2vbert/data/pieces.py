@@ -42,7 +42,7 @@ class CuttingConfig:
     """
 
     silence_seconds: float = 0.2
-    pause_seconds: float = 0.8
+    pause_seconds: float = 0.6
     overlap_seconds: float = 4.0
 
     def __post_init__(self) -> None:

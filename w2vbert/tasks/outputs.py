@@ -24,10 +24,10 @@ SUFFIXES: dict[str, Format] = {
     ".jsonl.gz": "lhotse",
 }
 FIRST_LINES: dict[Format, str] = {
-    "jsonl": r'\{"id": ',
+    "jsonl": r'\{"id": (?!.*"recording_id": )',
     "ctm": r";; |\S+ \S+ \d+\.\d+ \d+\.\d+ ",
     "srt": r"\d+$",
-    "txt": r"[^\x00-\x08\ufffd]+$",
+    "txt": r"[^{\x00-\x08\ufffd][^\x00-\x08\ufffd]*$",
     "lhotse": r'\{"id": .*"recording_id": ',
 }
 """Patterns of how files of each format begin: a file that begins otherwise is not written over."""

@@ -89,22 +89,26 @@ class _Meter:
 
     def __post_init__(self) -> None:
         self.begin = time.monotonic()
-        self.audio_seconds, self.recordings, self.failures = 0.0, 0, 0
+        self.heard_seconds, self.audio_seconds = 0.0, 0.0  # of pieces so far, and of whole recordings
+        self.recordings, self.failures = 0, 0
         self.bar = progress(desc="decode", unit="s of audio")
+        self.bar.bar_format = "{desc}: {n_fmt}{unit}, {elapsed}{postfix}"
 
     def add_audio(self, seconds: float) -> None:
-        self.audio_seconds += seconds
-        self.bar.set_postfix_str(f"{self.recordings} of {self.count} recordings, RTF {self.factor:.4f}", refresh=False)
-        self.bar.update(int(self.audio_seconds) - self.bar.n)
+        self.heard_seconds += seconds
+        factor = self.took_seconds / max(self.heard_seconds, 1e-9)
+        self.bar.set_postfix_str(f"{self.recordings} of {self.count} recordings, RTF {factor:.4f}", refresh=False)
+        self.bar.update(int(self.heard_seconds) - self.bar.n)
 
     def add_recording(self, transcript: Transcript) -> None:
         self.recordings += 1
         self.failures += transcript.error is not None
+        self.audio_seconds += transcript.seconds if transcript.error is None else 0.0
 
     @property
-    def factor(self) -> float:
-        """The real-time factor: seconds of work for each second of audio."""
-        return (time.monotonic() - self.begin) / max(self.audio_seconds, 1e-9)
+    def took_seconds(self) -> float:
+        """Since it was made."""
+        return time.monotonic() - self.begin
 
     def close(self) -> None:
         """Says what came of it."""
@@ -112,10 +116,10 @@ class _Meter:
         if self.failures:
             logger.warning(f"{self.failures} of {self.recordings} recordings could not be decoded")
         if self.audio_seconds:
-            took = time.monotonic() - self.begin
+            took = self.took_seconds
             logger.info(
                 f"decoded {self.recordings - self.failures} recordings, {self.audio_seconds:.1f} s of audio in "
-                f"{took:.1f} s: RTF {self.factor:.4f}, {1 / self.factor:.1f} times real time"
+                f"{took:.1f} s: RTF {took / self.audio_seconds:.4f}, {self.audio_seconds / took:.1f} times real time"
             )
 
 

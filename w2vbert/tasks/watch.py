@@ -4,6 +4,7 @@ The result of a recording is a JSON file of its own, written aside and renamed. 
 recording is done, so no crash can part the one from the other: what has no result is decoded, what has one is not.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,10 +112,15 @@ def watch_folder(folder: Path, out: Path, channel: int | None, load: Callable[[]
         raise UserError(f"{out} is a file, but --watch writes a folder of results there")
     check_writable(out / "a.json")
     out.mkdir(parents=True, exist_ok=True)
-    lock_folder(out, out)
-    recognizer = load()
-    watcher = Watcher(folder, out)
-    logger.info(f"watching {folder}: results go to {out}; stop with Ctrl-C")
+    lock = lock_folder(out, out)
+    try:
+        _watch(Watcher(folder, out), channel, load())
+    finally:
+        os.close(lock)
+
+
+def _watch(watcher: Watcher, channel: int | None, recognizer: Recognizer) -> None:
+    logger.info(f"watching {watcher.folder}: results go to {watcher.out}; stop with Ctrl-C")
     count = 0
     try:
         while True:
