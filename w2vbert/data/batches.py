@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 FRAMES_PER_SECOND = 100
@@ -48,10 +49,21 @@ class SpeechBatch:
         return replace(self, features=self.features.to(device), tokens=tokens)
 
 
-def collate(ids: Sequence[str], features: Sequence[Tensor], tokens: Sequence[Sequence[int]] | None) -> SpeechBatch:
-    """Pads utterances to one batch: features (T_i, F) each, tokens U_i each or None."""
+def collate(
+    ids: Sequence[str], features: Sequence[Tensor], tokens: Sequence[Sequence[int]] | None, frames: int = 0
+) -> SpeechBatch:
+    """Pads utterances to one batch.
+
+    Args:
+        ids: of the utterances.
+        features: (T_i, F) each.
+        tokens: U_i each; None for a batch without.
+        frames: least T of the batch; 0: that of the longest.
+    """
     lengths = torch.tensor([len(f) for f in features])
     padded = pad_sequence(list(features), batch_first=True)  # (B, T, F)
+    if padded.shape[1] < frames:
+        padded = pad(padded, (0, 0, 0, frames - padded.shape[1]))
     if tokens is None:
         return SpeechBatch(tuple(ids), padded, lengths)
     padded_tokens = pad_sequence([torch.tensor(t, dtype=torch.int64) for t in tokens], batch_first=True)  # (B, U)

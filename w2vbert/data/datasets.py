@@ -173,6 +173,7 @@ class SpeechDataset:
         encode: Callable[[str], list[int]] | None = None,
         starts: Sequence[int] | None = None,
         change: Change | None = None,
+        padded: int = 0,
     ) -> SpeechBatch:
         """A batch in which the utterances of a group follow one another as if they were one.
 
@@ -181,6 +182,7 @@ class SpeechDataset:
             encode: text to tokens; None for a batch without.
             starts: first frame of each utterance of the dataset, where crops begin; None: 0.
             change: augmentation of raw features.
+            padded: least frames of the batch.
         """
 
         def load(index: int) -> Tensor:
@@ -190,7 +192,7 @@ class SpeechDataset:
         ids = ["+".join(self.ids[i] for i in group) for group in groups]
         features = [torch.cat([load(i) for i in group]) if len(group) > 1 else load(group[0]) for group in groups]
         texts = [" ".join(self.texts[i] for i in group if self.texts[i]) for group in groups]
-        return collate(ids, features, None if encode is None else [encode(text) for text in texts])
+        return collate(ids, features, None if encode is None else [encode(text) for text in texts], padded)
 
 
 def read_frames(cut: Any, start: int, frames: int) -> Tensor:

@@ -142,7 +142,7 @@ def normalize(features: Tensor) -> Tensor:
     """Features (T, F) with mean 0 and variance 1 of each mel bin over the utterance; a constant bin becomes 0."""
     centred = features - features.mean(dim=0, keepdim=True)
     deviation = centred.square().mean(dim=0, keepdim=True).sqrt()
-    return centred / deviation.clamp(min=MIN_DEVIATION)
+    return centred.div_(deviation.clamp(min=MIN_DEVIATION))
 
 
 def add_speeds(cuts: Iterable[MonoCut], speeds: Sequence[float]) -> Iterator[MonoCut]:

@@ -78,25 +78,29 @@ class Filterbanks:
         emphasised = self._room("emphasised", len(signal))  # its first value meets the window's 0
         torch.sub(signal[1:], signal[:-1], alpha=EMPHASIS, out=emphasised[1:])
         count = (len(signal) - self.length) // self.shift + 1
+        means = self._frame_means(signal)
         features = torch.empty(count, self.config.num_mel_bins, device=self.device)
-        step = FRAMES_AT_ONCE if self.device.type == "cpu" else count
+        step = min(FRAMES_AT_ONCE, count) if self.device.type == "cpu" else count
+        lines = self.fft_length // 2 + 1
+        frames = self._room("frames", step * self.fft_length).view(step, self.fft_length)  # 0 from L on
+        power = self._room("power", step * lines).view(step, lines)
         for begin in range(0, count, step):
-            self._fill(features[begin : begin + step], signal, emphasised, begin * self.shift)
+            size = min(step, count - begin)
+            strided = emphasised.as_strided((size, self.length), (self.shift, 1), begin * self.shift)
+            windowed = frames[:size, : self.length]
+            torch.mul(strided, self._window, out=windowed)
+            windowed.addr_(means[begin : begin + size], self._mean_window)
+            spectrum = torch.view_as_real(torch.fft.rfft(frames[:size])).square_()  # (T, lines, 2)
+            torch.add(spectrum[..., 0], spectrum[..., 1], out=power[:size])
+            for columns, rows, block in self._blocks:
+                torch.mm(power[:size, rows], block, out=features[begin : begin + size, columns])
         return features.clamp_(min=FLOOR).log_()
 
-    def _fill(self, energies: Tensor, signal: Tensor, emphasised: Tensor, offset: int) -> None:
-        """Writes mel energies (T, F) of the frames from sample `offset` on."""
-        count = len(energies)
-        shape, strides = (count, self.length), (self.shift, 1)
-        frames = self._room("frames", count * self.fft_length).view(count, self.fft_length)  # (T, fft), 0 from L on
-        windowed = frames[:, : self.length]
-        torch.mul(emphasised.as_strided(shape, strides, offset), self._window, out=windowed)
-        windowed.addr_(signal.as_strided(shape, strides, offset).mean(1), self._mean_window)
-        spectrum = torch.view_as_real(torch.fft.rfft(frames)).square_()  # (T, lines, 2)
-        power = self._room("power", count * spectrum.shape[1]).view(count, -1)  # (T, lines)
-        torch.add(spectrum[..., 0], spectrum[..., 1], out=power)
-        for columns, lines, block in self._blocks:
-            torch.mm(power[:, lines], block, out=energies[:, columns])
+    def _frame_means(self, signal: Tensor) -> Tensor:
+        """Mean (T,) of the samples of each frame, from sums over the stretches that frames share."""
+        part = math.gcd(self.length, self.shift)
+        sums = signal[: len(signal) // part * part].view(-1, part).sum(1)  # (parts,)
+        return sums.unfold(0, self.length // part, self.shift // part).sum(1) / self.length
 
     def _room(self, name: str, size: int) -> Tensor:
         """Memory (size,) that this thread uses again and again: new pages take as long as the computing."""

@@ -11,10 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch
+from w2vbert.data.buckets import find_buckets, plan_fixed_shapes
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.mixing import Mixture
 from w2vbert.data.noise import NoiseMixer
 from w2vbert.errors import UserError
+from w2vbert.log import logger
 
 
 def plan_epoch(frames: Sequence[int], batch_seconds: float, seed: int, epoch: int) -> list[list[int]]:
@@ -80,19 +82,22 @@ class EpochPlan:
     Attributes:
         groups: utterances that follow one another as if they were one.
         batches: indices of the groups of each batch.
+        padded: frames that each batch is padded to; None: those of its longest.
     """
 
     groups: list[list[int]]
     batches: list[list[int]]
+    padded: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class Place:
-    """One batch: where it stands, and the groups of utterances in it."""
+    """One batch: where it stands, the groups of utterances in it, and the frames that it is padded to at least."""
 
     epoch: int
     position: int
     groups: list[list[int]]
+    padded: int = 0
 
 
 class BatchStream:
@@ -131,6 +136,7 @@ class BatchStream:
         self.workers = workers
         self.epoch = 0
         self.position = 0
+        self._ends: list[int] = []
         self._index, self._count = 0, 1
         self._loader: Iterator[SpeechBatch | UserError] | None = None
         self._plan = lru_cache(2)(self._plan_epoch)
@@ -140,7 +146,27 @@ class BatchStream:
         frames = self.dataset.frames
         drawn = range(len(frames)) if self.mixture is None else self.mixture.draw(frames, self.seed, epoch)
         groups = [[drawn[i] for i in group] for group in join_utterances(len(drawn), self.join, self.seed, epoch)]
-        return EpochPlan(groups, plan_epoch(self._lengths(groups), self.batch_seconds, self.seed, epoch))
+        lengths = self._lengths(groups)
+        if self._ends:
+            plan = plan_fixed_shapes(lengths, self.batch_seconds, self.seed, epoch, self._ends)
+            return EpochPlan(groups, plan.batches, plan.padded)
+        return EpochPlan(groups, plan_epoch(lengths, self.batch_seconds, self.seed, epoch))
+
+    def fix_shapes(self, buckets: int) -> None:
+        """Gives batches of few shapes from now on: at most one for each bucket of lengths, and one more.
+
+        Before the first batch. Utterances must not be joined: an epoch would have other lengths than the last.
+        """
+        assert self.join == 1
+        self._ends = find_buckets(self.dataset.frames, buckets)
+        self._plan.cache_clear()
+        plan = self._plan(self.epoch)
+        assert plan.padded is not None
+        rows = [len(batch) for batch in plan.batches]
+        places = sum(count * frames for count, frames in zip(rows, plan.padded, strict=True))
+        share = 1.0 - sum(self._lengths(plan.groups)) / places
+        shapes = len(set(zip(rows, plan.padded, strict=True)))
+        logger.info(f"{len(self._ends)} buckets of length: {shapes} shapes of batches, {share:.2%} of them padding")
 
     def _lengths(self, groups: Sequence[Sequence[int]]) -> list[int]:
         """Frames of each group."""
@@ -159,7 +185,8 @@ class BatchStream:
         if position == len(self._plan(epoch).batches):
             epoch, position = epoch + 1, 0
         plan = self._plan(epoch)
-        return Place(epoch, position, [plan.groups[i] for i in plan.batches[position]])
+        padded = plan.padded[position] if plan.padded else 0
+        return Place(epoch, position, [plan.groups[i] for i in plan.batches[position]], padded)
 
     def places(self) -> Iterator[Place]:
         """The batches of this one of those that share, from the present position on, without end."""
@@ -173,7 +200,7 @@ class BatchStream:
         change = None
         if self.noise is not None:
             change = self.noise.changes(_generator(self.seed, place.epoch, place.position))
-        return self.dataset.joined(place.groups, self.encode, self._starts(place.epoch), change)
+        return self.dataset.joined(place.groups, self.encode, self._starts(place.epoch), change, place.padded)
 
     def share(self, index: int, count: int) -> None:
         """Gives batch `index` of every `count` from now on, and passes all; starts the workers.
@@ -208,7 +235,7 @@ class BatchStream:
         """The batch of this epoch with most frames, padding counted, and among these that of the longest utterance."""
         plan = self._plan(self.epoch)
         frames = self._lengths(plan.groups)
-        longest = [max(frames[group] for group in batch) for batch in plan.batches]
+        longest = plan.padded or [max(frames[group] for group in batch) for batch in plan.batches]
         position = max(range(len(longest)), key=lambda i: (longest[i] * len(plan.batches[i]), longest[i]))
         return self.make(self._place(self.epoch, position))
 

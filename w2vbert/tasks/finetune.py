@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from w2vbert.config import load_config, save_config
 from w2vbert.data.augment import SpecAugmentConfig, spec_augment
 from w2vbert.data.batches import SpeechBatch
+from w2vbert.data.buckets import check_length_buckets
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
@@ -108,6 +109,8 @@ class FinetuneConfig:
         pseudo_share: of the audio of an epoch that is pseudo-labelled. It then holds all of that once and labelled
             utterances as often as this asks for (0.9: Zhang et al. 2020). None: all of both once.
         batch_seconds: most audio in a batch, padding counted.
+        length_buckets: batches get at most so many shapes and one more, by lengths of utterances, for compiled models
+            and CUDA graphs; 0: as many shapes as there are, the longest of a batch decides.
         max_seconds: longer utterances are left out.
     """
 
@@ -126,11 +129,13 @@ class FinetuneConfig:
     join_utterances: int = 1
     pseudo_share: float | None = None
     batch_seconds: float = 400.0
+    length_buckets: int = 0
     max_seconds: float = 32.0
 
     def __post_init__(self) -> None:
         if self.batch_seconds < 0.5 or self.max_seconds <= 0.0 or self.join_utterances < 1:
             raise ValueError("batch_seconds must be at least 0.5, max_seconds above 0 and join_utterances at least 1")
+        check_length_buckets(self.length_buckets, self.join_utterances)
         if self.loss.ctc_only_steps >= self.train.max_steps:
             raise ValueError(f"loss.ctc_only_steps must be less than train.max_steps, {self.train.max_steps}")
         if not 0.0 < self.encoder_layer_decay <= 1.0:
@@ -318,6 +323,8 @@ def train_transducer(
     join, workers = config.join_utterances, config.train.loader_workers
     mixture = Mixture(train.count_from(0), config.pseudo_share) if config.pseudo_share else None
     batches = BatchStream(train, config.batch_seconds, config.train.seed, pieces.encode, join, noise, workers, mixture)
+    if config.length_buckets:
+        batches.fix_shapes(config.length_buckets)
     task = FinetuneTask(config, model, pieces, dev)
     result = Trainer(task, batches, config.train, out, PANELS, max_hours).fit()
     if not world.is_first:

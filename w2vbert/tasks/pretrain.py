@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from w2vbert.config import load_config, save_config
 from w2vbert.data.batches import SpeechBatch
+from w2vbert.data.buckets import check_length_buckets
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import FEATURES_FILE
 from w2vbert.data.loaders import BatchStream, in_order
@@ -63,6 +64,8 @@ class PretrainConfig:
         batch_seconds: most audio in a batch, padding counted (18.2 h in all: paper).
         max_seconds: of longer utterances a random crop of this length, drawn anew in each epoch, is taken (32: paper);
             on dev, their first `max_seconds`.
+        length_buckets: batches get at most so many shapes and one more, by lengths of utterances, for compiled models
+            and CUDA graphs; 0: as many shapes as there are, the longest of a batch decides.
         on_collapse: when the codes collapse (docs/collapse.md): warn; stop with an error, after which the checkpoints
             hold only what was healthy; or reseed: warn, and let dead codes begin anew.
     """
@@ -72,12 +75,14 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     join_utterances: int = 1
     batch_seconds: float = 512.0
+    length_buckets: int = 0
     max_seconds: float = 32.0
     on_collapse: OnCollapse = "warn"
 
     def __post_init__(self) -> None:
         if self.batch_seconds < 0.5 or self.max_seconds <= 0.0 or self.join_utterances < 1:
             raise ValueError("batch_seconds must be at least 0.5, max_seconds above 0 and join_utterances at least 1")
+        check_length_buckets(self.length_buckets, self.join_utterances)
         if self.on_collapse == "stop" and self.train.save_every_steps % self.train.log_every_steps:
             raise ValueError(
                 "on_collapse stop looks at each line of the log: make train.save_every_steps "
@@ -217,6 +222,8 @@ def pretrain(
         load_encoder_weights(task.model.encoder, init)
     workers = config.train.loader_workers
     batches = BatchStream(train, config.batch_seconds, config.train.seed, join=config.join_utterances, workers=workers)
+    if config.length_buckets:
+        batches.fix_shapes(config.length_buckets)
     for key in config.model.unused_keys():
         logger.warning(f"objective {config.model.objective} does not look at the key model.{key}")
     watch = CollapseWatch(task.model, config.on_collapse, config.train.seed)
