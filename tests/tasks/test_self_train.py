@@ -168,7 +168,9 @@ def test_errors_leave_nothing(prepared: Prepared, pretrained: Path, tmp_path: Pa
     assert "generations must be at least 1" in refused("--set", "generations=0")
     assert "pseudo_share must lie between 0 and 1" in refused("--set", "student.pseudo_share=1")
     assert "dev_quantile in [0, 1)" in refused("--set", "labels.dev_quantile=2")
-    assert "does not exist" in refused("--model", tmp_path / "nowhere")
+    for option in ("--model", "--init", "--tokenizer"):
+        assert str(tmp_path / "nowhere") in refused(option, tmp_path / "nowhere")
+    assert "holds a transducer model, but" in refused("--init", prepared.model)
     assert "no such file or folder" in refused("--lm", tmp_path / "nowhere")
     assert "needs a beam search" in refused("--set", "labels.search={method: greedy}")
     assert "holds a w2v-bert model, but a transducer" in refused("--model", pretrained)

@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 
 from w2vbert.config import load_config
+from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.errors import UserError
 from w2vbert.files import PARTIAL, read_json, real_path, write_json
 from w2vbert.log import logger, setup_logging
 from w2vbert.stages import STAMP, Step
-from w2vbert.tasks.finetune import FinetuneConfig, Sources, train_transducer
+from w2vbert.tasks.encoders import read_encoder_config
+from w2vbert.tasks.finetune import SCRATCH, FinetuneConfig, Sources, train_transducer
 from w2vbert.tasks.fusion import LanguageModels
 from w2vbert.tasks.labels import LABELS_FILE, read_label_file, write_label_file
 from w2vbert.tasks.pseudo_labels import (
@@ -29,6 +31,7 @@ from w2vbert.tasks.pseudo_labels import (
     run_together,
     write_labels,
 )
+from w2vbert.tasks.recognize import check_features
 from w2vbert.training.checkpoint import read_model_card
 from w2vbert.training.distributed import World, join_world
 from w2vbert.training.interruption import StopRequest
@@ -116,7 +119,7 @@ def self_train(
     world = join_world()
     if world.is_first:
         _begin(step)
-    read_model_card(teacher, "transducer")
+    _check_sources(sources, teacher)
     outcome = _Generations(config, sources, lms, out, force, max_hours).run(teacher, world)
     if world.is_first:
         _finish(step, outcome)
@@ -230,6 +233,19 @@ def _begin(step: Step) -> None:
         step.check_out()
     if (out / BEST).exists() and not (out / BEST).is_symlink():
         raise UserError(f"{out / BEST} is in the way of the link to the best model: name another folder")
+
+
+def _check_sources(sources: Sources, teacher: Path) -> None:
+    """Refuses what the first student would stumble over, before hours of labelling.
+
+    Raises:
+        UserError: a folder is missing, or holds something else.
+    """
+    read_model_card(teacher, "transducer")
+    Tokenizer.load(sources.tokenizer)
+    if sources.init != SCRATCH:
+        read_encoder_config(Path(sources.init))
+        check_features(Path(sources.init), sources.data)
 
 
 def _is_own(name: str) -> bool:
