@@ -74,7 +74,7 @@ def cut(blocks: Iterable[Tensor], rate_hz: int, max_seconds: float, config: Cutt
     """
     cutter = _Cutter(rate_hz, max_seconds, config)
     for block in blocks:
-        cutter.kept = torch.cat([cutter.kept, block])
+        cutter.add(block)
         yield from cutter.take(ended=False)
     yield from cutter.take(ended=True)
 
@@ -91,39 +91,49 @@ class _Cutter:
         self.edge = min(int(EDGE_SECONDS * rate_hz), self.pause // 2, self.longest // 4)
         self.kept = torch.zeros(0)
         self.start = 0  # place of `kept` in the recording
-        self.in_silence = False  # what was before `kept` was digital silence
+        self.silent: list[tuple[int, int]] = []  # runs of digital silence in the recording
         self.is_cut = False  # what was before `kept` belongs to the same part
         self.overlaps = False
+
+    def add(self, block: Tensor) -> None:
+        """Takes what comes next, (n,)."""
+        offset = self.start + len(self.kept)
+        runs = _runs(block.abs() < SMALLEST)  # (R, 2)
+        goes_on = (runs[:, 0] == 0) | (runs[:, 1] == len(block))
+        for begin, end in (runs[goes_on | (runs[:, 1] - runs[:, 0] >= self.silence)] + offset).tolist():
+            if self.silent and self.silent[-1][1] == begin:
+                begin = self.silent.pop()[0]
+            self.silent.append((begin, end))
+        self.kept = torch.cat([self.kept, block])
 
     def take(self, ended: bool) -> Iterator[Piece]:
         """The pieces that can be cut off; `ended`: no more will come."""
         while len(self.kept) > (0 if ended else self.longest + max(self.silence, self.pause)):
-            is_silent = self.kept.abs() < SMALLEST
-            if bool(is_silent.all()):
-                self.in_silence = True
-                self._drop(len(self.kept))
+            begin, end = self._next_silence()
+            if begin == 0 and end > 0:
+                self.is_cut = False
+                self._drop(end)
             elif self.start == 0 and len(self.kept) <= self.longest:
                 yield self._cut(len(self.kept))
             else:
-                piece = self._take_part(_runs(is_silent), ended)
+                fits = begin <= self.longest and (ended or begin < len(self.kept))
+                if fits and not self.is_cut:
+                    yield self._cut(begin)
+                    continue
+                self.is_cut = True
+                piece = self._cut_at_pause(begin, fits)
                 if piece is not None:
                     yield piece
 
-    def _take_part(self, silent: Tensor, ended: bool) -> Piece | None:
-        """Cuts off a piece at the next digital silence or before it, or drops what is none; `silent`: int64 (R, 2)."""
-        at_begin = (silent[:, 0] == 0) & self.in_silence
-        silent = silent[(silent[:, 1] - silent[:, 0] >= self.silence) | at_begin]
-        if len(silent) and int(silent[0, 0]) == 0:
-            self.in_silence, self.is_cut = True, False
-            self._drop(int(silent[0, 1]))
-            return None
-        self.in_silence = False
-        end = int(silent[0, 0]) if len(silent) else len(self.kept)
-        fits = end <= self.longest and (ended or len(silent) > 0)
-        if fits and not self.is_cut:
-            return self._cut(end)
-        self.is_cut = True
-        return self._cut_at_pause(end, fits)
+    def _next_silence(self) -> tuple[int, int]:
+        """Begin and end in `kept` of the next digital silence that parts it; its length, twice, if there is none."""
+        size = len(self.kept)
+        self.silent = [run for run in self.silent if run[1] >= self.start]  # one that ends here may go on
+        for first, last in self.silent:
+            begin, end = max(first - self.start, 0), last - self.start
+            if end > 0 and (last - first >= self.silence or end - begin == size):
+                return begin, end
+        return size, size
 
     def _cut_at_pause(self, end: int, fits: bool) -> Piece | None:
         """Cuts at a long pause in the first `end` samples; if they do not fit into a piece, somewhere in any case."""
