@@ -50,6 +50,7 @@ FINETUNE = {
     "batch_seconds": 8,
 }
 BEAM = ("--set", "search.method=beam", "--set", "search.length_bonus=1.0")
+UNFILTERED = ("--set", "dev_quantile=0", "--set", "rate_quantile=0")
 
 
 def make_commands() -> dict[str, list[str]]:
@@ -81,7 +82,7 @@ def make_commands() -> dict[str, list[str]]:
         "pretrain": ["pretrain", "fbank", "exp/pre", "--config", "pretrain.yaml"],
         "scratch": ["finetune", "fbank", "exp/scratch", *tune, "--init", "scratch", *few],
         "finetune": ["finetune", "fbank", "exp/tuned", *tune, "--init", "exp/pre"],
-        "label": ["pseudo-label", "fbank", "gen1/labels", "--model", "exp/tuned", "--lm", "lm", *BEAM],
+        "label": ["pseudo-label", "fbank", "gen1/labels", "--model", "exp/tuned", "--lm", "lm", *BEAM, *UNFILTERED],
         "student": ["finetune", "fbank", student, *tune, "--init", "exp/pre", "--pseudo", "gen1/labels", *few],
         "decode": ["decode", "--model", "exp/tuned", *decode, "--out", "exp/tuned/greedy"],
         "decode_lm": ["decode", "--model", "exp/tuned", *decode, "--out", "exp/tuned/lm", "--lm", "lm", *BEAM],
