@@ -1,4 +1,4 @@
-"""Commands that extract features and train tokenizers."""
+"""Commands that extract features, write shards of audio, and train tokenizers."""
 
 from w2vbert.cli.options import Config, Force, Jobs, Manifests, Out, Set, app
 from w2vbert.config import load_config
@@ -15,6 +15,21 @@ def features(
     from w2vbert.tasks import prepare as task
 
     task.extract_features(manifests, out, load_config(ExtractionConfig, config, set_ or []), nj, force)
+
+
+@app.command()
+@skipping_what_is_done
+def shards(
+    manifests: Manifests, out: Out, nj: Jobs = 1, config: Config = None, set_: Set = None, force: Force = False
+) -> None:
+    """Write audio into shards, which trainings read in order.
+
+    Takes the place of `features`: filter banks are computed as the audio is read.
+    """
+    from w2vbert.data.shards import ShardConfig
+    from w2vbert.tasks import shard_audio as task
+
+    task.shard_audio(manifests, out, load_config(ShardConfig, config, set_ or []), nj, force)
 
 
 @app.command()

@@ -18,7 +18,9 @@ from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch, collate
 from w2vbert.data.cut_index import open_index
 from w2vbert.data.features import normalize
 from w2vbert.data.on_the_fly import compute_frames, is_computed
+from w2vbert.data.shards import ShardReader
 from w2vbert.errors import UserError
+from w2vbert.files import read_json
 from w2vbert.log import logger
 
 MIN_FRAMES = 10
@@ -40,7 +42,10 @@ class SpeechDataset:
         spare: frames of each beyond its crop; 0 where all of it is taken.
         texts: transcripts, "" where there is none.
         speakers: speaker of each.
+        shards: number of the shard that each lies in, where the audio is in shards; else None.
     """
+
+    shards: list[int] | None = None
 
     def __init__(
         self, manifests: Sequence[Path], max_seconds: float, crop: bool = False, cache_bytes: int = CACHE_BYTES
@@ -76,6 +81,8 @@ class SpeechDataset:
         self.speakers = self._take([index.speakers for index in self._manifests])
         self.frames: list[int] = np.minimum(frames[kept], most).tolist()
         self.spare: list[int] = np.maximum(frames[kept] - most, 0).tolist()
+        self.shards = self._find_shards(manifests)
+        self._reader = ShardReader()
         self._cache: dict[tuple[int, torch.dtype], Tensor] = {}
         self._free_bytes = cache_bytes
 
@@ -86,6 +93,14 @@ class SpeechDataset:
         """Those of our rows from the columns of all manifests."""
         values = list(chain.from_iterable(columns))
         return values if len(values) == len(self._rows) else [values[row] for row in self._rows]
+
+    def _find_shards(self, manifests: Sequence[Path]) -> list[int] | None:
+        """Shard of each of our rows, if all manifests are of shards."""
+        if not all(shards_file(manifest).is_file() for manifest in manifests):
+            return None
+        counts = list(chain.from_iterable(read_json(shards_file(manifest)) for manifest in manifests))
+        owners: list[int] = np.repeat(np.arange(len(counts)), counts)[self._rows].tolist()
+        return owners
 
     @property
     def hours(self) -> float:
@@ -108,6 +123,8 @@ class SpeechDataset:
         self.ids, self.texts = [self.ids[i] for i in kept], [self.texts[i] for i in kept]
         self.frames, self.spare = [self.frames[i] for i in kept], [self.spare[i] for i in kept]
         self.speakers = [self.speakers[i] for i in kept]
+        if self.shards is not None:
+            self.shards = [self.shards[i] for i in kept]
 
     def record(self, index: int) -> dict[str, Any]:
         """What the manifest says of an utterance, without its transcript."""
@@ -125,7 +142,9 @@ class SpeechDataset:
         """Raw features (T, F) of an utterance from frame `start` on, from its storage or its audio."""
         record = self.record(index)
         if is_computed(record):
-            return compute_frames(record, start, self.frames[index])
+            place = record.get("custom") or {}
+            audio = self._reader.read(place) if "shard" in place else None
+            return compute_frames(record, start, self.frames[index], audio)
         return read_frames(self.cut(index), start, self.frames[index])
 
     def load(self, index: int, start: int = 0) -> Tensor:
@@ -193,6 +212,11 @@ class SpeechDataset:
         features = [torch.cat([load(i) for i in group]) if len(group) > 1 else load(group[0]) for group in groups]
         texts = [" ".join(self.texts[i] for i in group if self.texts[i]) for group in groups]
         return collate(ids, features, None if encode is None else [encode(text) for text in texts], padded)
+
+
+def shards_file(manifest: Path) -> Path:
+    """Beside `cuts_train.jsonl.gz`: `shards_train.json`, how many of its cuts lie in each shard, in order."""
+    return manifest.with_name(manifest.name.replace("cuts_", "shards_", 1).removesuffix(".jsonl.gz") + ".json")
 
 
 def read_frames(cut: Any, start: int, frames: int) -> Tensor:

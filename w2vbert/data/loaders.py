@@ -15,6 +15,7 @@ from w2vbert.data.buckets import find_buckets, plan_fixed_shapes
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.mixing import Mixture
 from w2vbert.data.noise import NoiseMixer
+from w2vbert.data.shards import plan_shards
 from w2vbert.errors import UserError
 from w2vbert.log import logger
 
@@ -140,6 +141,8 @@ class BatchStream:
         self._index, self._count = 0, 1
         self._loader: Iterator[SpeechBatch | UserError] | None = None
         self._plan = lru_cache(2)(self._plan_epoch)
+        if dataset.shards is not None and join > 1:
+            logger.warning("joined utterances come from all shards, which are not read in order: set join_utterances=1")
         self._starts = lru_cache(2)(lambda epoch: draw_crops(dataset.spare, seed, epoch))
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
@@ -147,6 +150,11 @@ class BatchStream:
         drawn = range(len(frames)) if self.mixture is None else self.mixture.draw(frames, self.seed, epoch)
         groups = [[drawn[i] for i in group] for group in join_utterances(len(drawn), self.join, self.seed, epoch)]
         lengths = self._lengths(groups)
+        shards = self.dataset.shards
+        if shards is not None and self.join == 1:
+            owners = [shards[group[0]] for group in groups]
+            plan = plan_shards(lengths, owners, self.batch_seconds, (self.seed, epoch), self._ends)
+            return EpochPlan(groups, plan.batches, plan.padded if self._ends else None)
         if self._ends:
             plan = plan_fixed_shapes(lengths, self.batch_seconds, self.seed, epoch, self._ends)
             return EpochPlan(groups, plan.batches, plan.padded)
