@@ -189,7 +189,7 @@ def test_every_folder_can_be_described(capsys: pytest.CaptureFixture[str]) -> No
         run("info", stamp.parent, "--json")
         description = json.loads(capsys.readouterr().out)
         assert description["step"] and description["finished"]
-        assert ("parameters" in description) == (stamp.parent / "model.json").exists()
+        assert ("parameters" in description) == (stamp.parent / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_every_folder_can_be_described(capsys: pytest.CaptureFixture[str]) -> No
         ("features manifests out --set num_mel_bin=40", "unknown key num_mel_bin, did you mean num_mel_bins?"),
         ("features synth out", "has no cuts_*.jsonl.gz"),
         ("tokenizer synth out", "needs the text of a train split"),
-        ("lm manifests out --tokenizer lm", "is not a tokenizer"),
+        ("lm ngram manifests out --tokenizer fbank", "is not a tokenizer"),
         ("pretrain manifests out", "holds cuts without features"),
         (
             "finetune fbank out --tokenizer tok --init exp/scratch --config finetune.yaml",
