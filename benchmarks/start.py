@@ -1,9 +1,10 @@
 """How long a start takes on a manifest of many synthetic cuts, at several places of the epoch, and how much memory.
 
-    python benchmarks/start.py FOLDER [--cuts 1000000]
+    OMP_NUM_THREADS=1 python benchmarks/start.py FOLDER [--cuts 1000000]
 
 Writes the manifest and one small file of features into FOLDER, then, in a new process for each place, opens the
-dataset and asks for a batch there. The first start makes the manifest's index.
+dataset and asks for a batch there. The first start makes the manifest's index. Then with 48 buckets of fixed shapes,
+and the assignment of all cuts to shards.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def describe(id: str, seconds: float, storage: Path, key: str) -> dict[str, obje
     return own | {"supervisions": [supervision], "features": features, "recording": recording, "type": "MonoCut"}
 
 
-def measure(folder: Path, share: float) -> None:
+def measure(folder: Path, share: float, buckets: int) -> None:
     """Prints seconds from the start of the process's work to the batch at a share of the epoch, and peak memory."""
     began = time.perf_counter()
     from w2vbert.data.datasets import SpeechDataset
@@ -57,15 +58,32 @@ def measure(folder: Path, share: float) -> None:
 
     imported = time.perf_counter()
     stream = BatchStream(SpeechDataset([folder / "cuts_train.jsonl.gz"], MAX_SECONDS), BATCH_SECONDS, seed=1)
+    if buckets:
+        stream.fix_shapes(buckets)
     batches = len(stream._plan(0).batches)
     stream.load_state_dict({"epoch": 0, "position": int(share * batches)})
     batch = stream.next_batch()
-    seconds, imports = time.perf_counter() - began, imported - began
-    processor = time.process_time()
+    place = f"{share:4.0%} of {batches} batches, {buckets} buckets ({len(batch.ids)} cuts)"
+    report(place, began, f", {imported - began:.1f} s of them imports")
+
+
+def measure_sharding(folder: Path) -> None:
+    """Prints what it takes to say which cut goes into which shard."""
+    began = time.perf_counter()
+    from w2vbert.data.shards import assign_shards
+    from w2vbert.tasks.shard_audio import _read_lines
+
+    lines = _read_lines(folder / "cuts_train.jsonl.gz", folder / "lines")
+    shards = assign_shards(lines.seconds, 1.0, 0)
+    lines.file.unlink()
+    report(f"{len(lines.seconds)} cuts into {len(shards)} shards", began)
+
+
+def report(what: str, began: float, more: str = "") -> None:
+    """Prints time and memory of this process."""
+    seconds, processor = time.perf_counter() - began, time.process_time()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    place = f"{share:4.0%} of {batches} batches ({len(batch.ids)} cuts)"
-    times = f"{seconds:.1f} s, {imports:.1f} s of them imports; {processor:.1f} s of processor time"
-    print(f"{place}: {times}; {memory:.2f} GiB")
+    print(f"{what}: {seconds:.1f} s{more}; {processor:.1f} s of processor time; {memory:.2f} GiB")
 
 
 def main() -> None:
@@ -73,16 +91,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Start of a training on many cuts.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cuts", type=int, default=1_000_000)
-    parser.add_argument("--at", type=float)
+    parser.add_argument("--at", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--buckets", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--sharding", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.at is not None:
-        measure(arguments.folder, arguments.at)
+        measure(arguments.folder, arguments.at, arguments.buckets)
+        return
+    if arguments.sharding:
+        measure_sharding(arguments.folder)
         return
     arguments.folder.mkdir(parents=True, exist_ok=True)
     if not (arguments.folder / "cuts_train.jsonl.gz").is_file():
         write_manifest(arguments.folder, arguments.cuts)
-    for share in (0.0, 0.0, 0.5, 0.99):
-        subprocess.run([sys.executable, __file__, str(arguments.folder), "--at", str(share)], check=True)
+    runs = [["--at", str(share)] for share in (0.0, 0.0, 0.5, 0.99)]
+    for run in (*runs, ["--at", "0.5", "--buckets", "48"], ["--sharding"]):
+        subprocess.run([sys.executable, __file__, str(arguments.folder), *run], check=True)
 
 
 if __name__ == "__main__":
