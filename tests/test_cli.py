@@ -19,7 +19,8 @@ from w2vbert import cli
 from w2vbert.errors import UserError
 
 COMMANDS = (
-    "prepare features tokenizer lm import pretrain finetune average pseudo-label self-train decode score tune-fusion report info doctor"
+    "prepare features shards tokenizer lm import pretrain finetune average pseudo-label self-train decode score "
+    "tune-fusion report info doctor"
 ).split()
 
 

@@ -99,6 +99,8 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
                 _write_described(cuts.pop(split), config, final / FEATURES_FILE, cuts_file(folder, split))
         if config.noise is not None:
             cuts["noise"] = list(noise_cuts(config.noise, config.sampling_rate_hz))
+        if not cuts:
+            return
         stored_cuts = {name: list(own) for name, own in cuts.items()}  # read twice
         frames = sum(cut.duration for own in stored_cuts.values() for cut in own) / config.frame_shift_seconds
         storage = folder / "storage"
