@@ -22,7 +22,9 @@ TRAIN = {"max_steps": 40, "save_every_steps": 2, "validate_every_steps": 3, "log
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.tasks.test_kills", "w2vbert.tasks.pretrain", "w2vbert.tasks.finetune"])
+    # What a run imports, so that each child begins with it loaded.
+    tasks = ["tests.tasks.test_kills", "w2vbert.tasks.pretrain", "w2vbert.tasks.finetune"]
+    context.set_forkserver_preload([*tasks, "tensorboardX", "torch._dynamo", "matplotlib.pyplot"])
     return context
 
 
