@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from w2vbert.cli.options import Config, Force, Model, Set, app
+from w2vbert.cli.options import Config, Force, LmFolders, Lodr, Model, Set, app
 from w2vbert.stages import skipping_what_is_done
 
 Option = Annotated[
@@ -56,12 +56,8 @@ def batch_score(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder to write.")],
     nj: Annotated[int, typer.Option("--nj", min=1, metavar="N", help="Parts to split into.")] = 1,
     cmd: Annotated[str, typer.Option(metavar="NAME", help="Where they run: local, or slurm.")] = "local",
-    lm: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Folder made by `lm`; may be repeated for other kinds.")
-    ] = None,
-    lodr: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Low-order n-gram model that is subtracted (LODR).")
-    ] = None,
+    lm: LmFolders = None,
+    lodr: Lodr = None,
     gpus: Gpus = 0,
     cpus: Cpus = 1,
     option: Option = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from w2vbert.cli.options import Config, Force, Model, Set, app
+from w2vbert.cli.options import Config, Force, LmFolders, Lodr, Model, Set, app
 from w2vbert.errors import UserError
 from w2vbert.stages import skipping_what_is_done
 
@@ -39,12 +39,8 @@ def decode(
     ] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Decode part I of N of the INPUTs.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 if an INPUT could not be decoded.")] = False,
-    lm: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Folder made by `lm`; may be repeated for other kinds.")
-    ] = None,
-    lodr: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Low-order n-gram model that is subtracted (LODR).")
-    ] = None,
+    lm: LmFolders = None,
+    lodr: Lodr = None,
     config: Config = None,
     set_: Set = None,
     force: Force = False,

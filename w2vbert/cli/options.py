@@ -23,7 +23,13 @@ Manifests = Annotated[Path, typer.Argument(metavar="MANIFESTS", help="Folder mad
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder made by `features`.")]
 Tokenizer = Annotated[Path, typer.Option("--tokenizer", metavar="DIR", help="Folder made by `tokenizer`.")]
 Model = Annotated[Path, typer.Option("--model", metavar="DIR", help="Folder made by `finetune`.")]
-LanguageModel = Annotated[Path | None, typer.Option("--lm", metavar="DIR", help="Folder made by `lm`.")]
+LmFolders = Annotated[
+    list[Path] | None,
+    typer.Option("--lm", metavar="DIR", help="Folder made by `lm`; may be repeated for other kinds."),
+]
+Lodr = Annotated[
+    Path | None, typer.Option("--lodr", metavar="DIR", help="Low-order n-gram model that is subtracted (LODR).")
+]
 SplitNames = Annotated[str, typer.Option(metavar="NAME,...", help="Subset folders of CORPUS, separated by commas.")]
 MaxHours = Annotated[
     float | None,

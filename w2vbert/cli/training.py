@@ -5,16 +5,8 @@ from typing import Annotated
 
 import typer
 
-from w2vbert.cli.options import Config, Data, Force, MaxHours, Model, Out, Set, Tokenizer, app
+from w2vbert.cli.options import Config, Data, Force, LmFolders, Lodr, MaxHours, Model, Out, Set, Tokenizer, app
 from w2vbert.stages import skipping_what_is_done
-
-LanguageModels = Annotated[
-    list[Path] | None,
-    typer.Option("--lm", metavar="DIR", help="Folder made by `lm`; may be repeated for other kinds."),
-]
-Lodr = Annotated[
-    Path | None, typer.Option("--lodr", metavar="DIR", help="Low-order n-gram model that is subtracted (LODR).")
-]
 
 
 @app.command("import")
@@ -94,7 +86,7 @@ def pseudo_label(
     data: Data,
     out: Out,
     model: Model,
-    lm: LanguageModels = None,
+    lm: LmFolders = None,
     lodr: Lodr = None,
     config: Config = None,
     set_: Set = None,
@@ -114,7 +106,7 @@ def self_train(
     tokenizer: Tokenizer,
     init: Annotated[str, typer.Option(metavar="DIR", help="What each student starts from: as `finetune`'s.")],
     model: Annotated[Path, typer.Option("--model", metavar="DIR", help="First teacher: folder made by `finetune`.")],
-    lm: LanguageModels = None,
+    lm: LmFolders = None,
     lodr: Lodr = None,
     config: Config = None,
     set_: Set = None,
