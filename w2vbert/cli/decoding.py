@@ -34,9 +34,7 @@ def decode(
     format_: Annotated[
         str | None, typer.Option("--format", metavar="NAME", help="jsonl, ctm, srt, txt or lhotse, whatever PATH says.")
     ] = None,
-    channel: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="Decode this channel, from 0, not the mean of all.")
-    ] = None,
+    channel: Annotated[int | None, typer.Option(metavar="N", min=0, help="This channel, from 0, not the mean.")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Decode part I of N of the INPUTs.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 if an INPUT could not be decoded.")] = False,
     lm: LmFolders = None,
