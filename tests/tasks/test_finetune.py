@@ -92,6 +92,7 @@ def test_from_scratch_it_leaves_a_recogniser_and_is_done_once(
     assert card["tokenizer"] == tokenizer.digest
     run("decode", "--model", out, next(prepared.corpus.rglob("*.flac")))
     assert is_up_to_date(caplog, *base)
+    assert is_up_to_date(caplog, *base, "--set", "encoder_optim.freeze_steps=4")  # a fresh encoder is never frozen
     assert not is_up_to_date(caplog, *base, "--set", "train.seed=2")
     run("tokenizer", prepared.manifests, tmp_path / "bpe", "--set", "vocab_size=20")
     assert not is_up_to_date(caplog, *base[:4], tmp_path / "bpe", *base[5:], "--set", "train.max_steps=1")

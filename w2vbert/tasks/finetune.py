@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +97,8 @@ class FinetuneConfig:
         loss: weights of the losses.
         train: the loop.
         encoder_optim, decoder_optim: schedules of the encoder and of everything else. During the `freeze_steps` of
-            the encoder it stands still as a whole: no gradient, no dropout, and BatchNorm keeps its statistics.
+            the encoder it stands still as a whole: no gradient, no dropout, and BatchNorm keeps its statistics. One from
+            scratch has nothing to keep: it learns from the first step.
         encoder_layer_decay: factor of the learning rate from a block of the encoder to the one below it (ELECTRA;
             0.7 to 0.95 with few labels); 1: all learn alike.
         freeze_feature_encoder: keep the pre-trained convolutions as they are (paper); not from scratch.
@@ -295,6 +296,8 @@ def train_transducer(
 ) -> None:
     """`finetune` with settings that are loaded; raises the same."""
     data, tokenizer, init, pseudo = sources.data, sources.tokenizer, sources.init, sources.pseudo
+    if init == SCRATCH:
+        config = replace(config, encoder_optim=replace(config.encoder_optim, freeze_steps=0))
     step = Step("finetune", out, config, sources.inputs())
     if not force and step.is_done():
         return
