@@ -89,15 +89,15 @@ if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
   run "${trainer[@]}" pretrain "$data_dir/fbank" "$expdir/pretrain" --config "$conf/pretrain.yaml"
 fi
 
-finetune=(--tokenizer "$data_dir/tokenizer")
+# One thread each, also when they run one after the other: another setting would make finished models out of date.
+finetune=(--tokenizer "$data_dir/tokenizer" --set train.threads=1)
 
 if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
   begin 4 "fine-tuning, from scratch and from the pre-trained model"
-  # One thread each, also when they run one after the other: another setting would make finished models out of date.
-  settings=(--config "$conf/finetune.yaml" --set train.threads=1)
-  start scratch "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch "${settings[@]}"
+  start scratch "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch \
+    --config "$conf/scratch.yaml"
   start finetune "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/finetune" "${finetune[@]}" \
-    --init "$expdir/pretrain" "${settings[@]}"
+    --init "$expdir/pretrain" --config "$conf/finetune.yaml"
   finish
 fi
 

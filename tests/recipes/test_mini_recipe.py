@@ -91,7 +91,8 @@ CONF: dict[str, dict[str, Any]] = {
         "optim": OPTIM,
         "batch_seconds": 10,
     },
-    "finetune": {"encoder": ENCODER, **TRANSDUCER},
+    "scratch": {"encoder": ENCODER, **TRANSDUCER},
+    "finetune": TRANSDUCER,
     "self_train": {
         "generations": 1,
         "labels": {
