@@ -2,8 +2,7 @@
 # Where pre-training begins to pay: WER after equal fine-tuning against hours of audio seen in pre-training.
 #
 #   For each seed and each length of pre-training (in steps; 0 is from scratch): pre-train, fine-tune with the settings of
-#   stage 4 (scratch.yaml for 0, finetune.yaml otherwise), decode dev and test greedily. As many trainings run at a time
-#   as there are cores, with one thread each.
+#   stage 4, decode dev and test greedily. As many trainings run at a time as there are cores, with one thread each.
 #   Data come from stages 0 to 2 of run.sh (`./run.sh --stop-stage 2`). What is finished is skipped.
 #   Hours on two cores: a step of pre-training sees about half a minute of audio.
 set -euo pipefail
@@ -40,10 +39,10 @@ finish
 begin 4 "fine-tuning"
 for n in "${all_steps[@]}"; do
   for seed in "${all_seeds[@]}"; do
-    init=$expdir/pretrain_${n}_$seed settings=finetune.yaml
-    [ "$n" -gt 0 ] || { init=scratch settings=scratch.yaml; }
+    init=$expdir/pretrain_${n}_$seed
+    [ "$n" -gt 0 ] || init=scratch
     start "steps$n.seed$seed" w2vbert finetune "$data_dir/fbank" "$expdir/finetune_${n}_$seed" --init "$init" \
-      --tokenizer "$data_dir/tokenizer" --config "$conf/$settings" --set train.threads=1 --set "train.seed=$seed"
+      --tokenizer "$data_dir/tokenizer" --config "$conf/finetune.yaml" --set train.threads=1 --set "train.seed=$seed"
   done
 done
 finish

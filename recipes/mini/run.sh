@@ -90,14 +90,12 @@ if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then
 fi
 
 # One thread each, also when they run one after the other: another setting would make finished models out of date.
-finetune=(--tokenizer "$data_dir/tokenizer" --set train.threads=1)
+finetune=(--tokenizer "$data_dir/tokenizer" --config "$conf/finetune.yaml" --set train.threads=1)
 
 if [ "$stage" -le 4 ] && [ "$stop_stage" -ge 4 ]; then
   begin 4 "fine-tuning, from scratch and from the pre-trained model"
-  start scratch "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch \
-    --config "$conf/scratch.yaml"
-  start finetune "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/finetune" "${finetune[@]}" \
-    --init "$expdir/pretrain" --config "$conf/finetune.yaml"
+  start scratch "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/scratch" "${finetune[@]}" --init scratch
+  start finetune "${tuner[@]}" finetune "$data_dir/fbank" "$expdir/finetune" "${finetune[@]}" --init "$expdir/pretrain"
   finish
 fi
 

@@ -141,14 +141,9 @@ def test_settings_load(path: Path) -> None:
         assert train.update_seconds % config.batch_seconds == 0
 
 
-@pytest.mark.parametrize("folder", ["librispeech/conf/two_cores", "mini/conf", "mini/conf_digits"])
-def test_scratch_differs_from_finetune_in_encoder_and_learning_rates_alone(folder: str) -> None:
+def test_scratch_differs_from_finetune_in_the_encoder_alone() -> None:
+    folder = RECIPES / "librispeech" / "conf" / "two_cores"
     scratch, finetune, pretrain = (
-        yaml.safe_load((RECIPES / folder / f"{name}.yaml").read_text()) for name in ("scratch", "finetune", "pretrain")
+        yaml.safe_load((folder / f"{name}.yaml").read_text()) for name in ("scratch", "finetune", "pretrain")
     )
-    assert scratch.pop("encoder") == pretrain["model"]["encoder"]
-    for optim, frozen in (("encoder_optim", {"freeze_steps": 150}), ("decoder_optim", {})):
-        slower, faster = scratch.pop(optim), finetune.pop(optim)
-        assert slower.pop("learning_rate") < faster.pop("learning_rate")
-        assert slower | frozen == faster
-    assert scratch == finetune
+    assert scratch.pop("encoder") == pretrain["model"]["encoder"] and scratch == finetune

@@ -91,8 +91,7 @@ CONF: dict[str, dict[str, Any]] = {
         "optim": OPTIM,
         "batch_seconds": 10,
     },
-    "scratch": {"encoder": ENCODER, **TRANSDUCER},
-    "finetune": TRANSDUCER,
+    "finetune": {"encoder": ENCODER, **TRANSDUCER},
     "self_train": {
         "generations": 1,
         "labels": {

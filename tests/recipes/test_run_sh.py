@@ -90,7 +90,7 @@ def recipe(tmp_path: Path) -> Recipe:
 def test_all_stages_in_order(recipe: Recipe) -> None:
     result = recipe.run("--nj", "1")
     assert result.returncode == 0, result.stderr
-    sources = "--tokenizer data/tokenizer --set train.threads=1 --init"
+    settings = "--tokenizer data/tokenizer --config conf/finetune.yaml --set train.threads=1"
     decode = "--data data/fbank --split dev --split test --config conf/decode"
     assert recipe.calls() == [
         "prepare synth data/synth --config conf/synth.yaml",
@@ -99,8 +99,8 @@ def test_all_stages_in_order(recipe: Recipe) -> None:
         "tokenizer data/manifests data/tokenizer --config conf/tokenizer.yaml",
         "lm ngram data/manifests data/lm --tokenizer data/tokenizer --config conf/lm.yaml",
         "pretrain data/fbank exp/pretrain --config conf/pretrain.yaml",
-        f"finetune data/fbank exp/scratch {sources} scratch --config conf/scratch.yaml",
-        f"finetune data/fbank exp/finetune {sources} exp/pretrain --config conf/finetune.yaml",
+        f"finetune data/fbank exp/scratch {settings} --init scratch",
+        f"finetune data/fbank exp/finetune {settings} --init exp/pretrain",
         "self-train data/fbank exp/self_train --tokenizer data/tokenizer --init exp/pretrain --model exp/finetune "
         "--lm data/lm --config conf/self_train.yaml",
         f"decode --model exp/scratch {decode}.yaml --out exp/scratch/decode_greedy",
