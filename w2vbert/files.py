@@ -34,7 +34,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     target = real_path(target)
     partial = target.with_name(f"{PARTIAL}{target.name}")
     try:
-        with _speaking_of(target, partial):
+        with naming(target, partial):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             _flush_to_disk(partial)
@@ -62,7 +62,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         os.close(lock_folder(partial, target))
     hold = None
     try:
-        with _speaking_of(target, partial):
+        with naming(target, partial):
             target.parent.mkdir(parents=True, exist_ok=True)
             if old.exists() and not target.exists():  # killed between the two renamings below
                 os.replace(old, target)
@@ -194,26 +194,34 @@ def encode(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
+@contextmanager
+def naming(target: Path, partial: Path | None = None) -> Iterator[None]:
+    """Errors of writing name `target`, which the user knows, and a full disk is told as one.
+
+    Args:
+        target: file or folder.
+        partial: what is written first, whose name means nothing to the user.
+
+    Raises:
+        UserError: the disk is full, or `partial` cannot be written.
+    """
+    try:
+        yield
+    except UserError as error:
+        if partial is None or str(partial) not in str(error):
+            raise
+        raise UserError(str(error).replace(str(partial), str(target))) from error
+    except OSError as error:
+        ours = partial and error.filename is not None and os.fsdecode(error.filename).startswith(str(partial))
+        if error.errno not in FULL_DISK and not ours:
+            raise
+        raise UserError(f"cannot write {target}: {_tell_reason(error, target.parent)}") from error
+
+
 def remove_tree(path: Path) -> None:
     """Removes a folder with all that is in it, if it is there."""
     if path.exists():
         shutil.rmtree(path)
-
-
-@contextmanager
-def _speaking_of(target: Path, partial: Path) -> Iterator[None]:
-    """Errors of writing name `target`, which the user knows, not `partial`, and a full disk is told as one."""
-    try:
-        yield
-    except UserError as error:
-        if str(partial) not in str(error):
-            raise
-        raise UserError(str(error).replace(str(partial), str(target))) from error
-    except OSError as error:
-        ours = error.filename is not None and os.fsdecode(error.filename).startswith(str(partial))
-        if error.errno not in FULL_DISK and not ours:
-            raise
-        raise UserError(f"cannot write {target}: {_tell_reason(error, target.parent)}") from error
 
 
 def _tell_reason(error: OSError, folder: Path) -> str:
