@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import enum
 import errno
 import fcntl
 import json
+import locale
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +23,17 @@ from w2vbert.errors import UserError
 PARTIAL = ".partial."
 OLD = ".old."
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def use_utf8() -> None:
+    """Begins this program anew in Python's UTF-8 mode, unless the locale says UTF-8 or the user has chosen the mode.
+
+    Lhotse opens its files in the encoding of the locale. In the locale C Python takes that mode by itself.
+    """
+    if sys.flags.utf8_mode or "PYTHONUTF8" in os.environ or codecs.lookup(locale.getencoding()).name == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, sys.orig_argv)
 
 
 @contextmanager
