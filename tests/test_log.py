@@ -40,6 +40,12 @@ def test_lines_go_once_to_stderr_and_to_the_file(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "a" / "run.log").read_text().count("hello 100%") == 1
 
 
+def test_a_name_that_is_not_utf8_can_be_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    setup_logging(tmp_path / "run.log")
+    logger.info("Gr\u00fc\u00dfe \udce4.wav")
+    assert (tmp_path / "run.log").read_text(encoding="utf-8").endswith("Gr\u00fc\u00dfe \\udce4.wav\n")
+
+
 def test_other_processes_report_warnings_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

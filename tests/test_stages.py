@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from w2vbert.errors import UserError
-from w2vbert.files import read_json
+from w2vbert.files import read_json, remove_tree
 from w2vbert.stages import STAMP, Call, Step, fingerprint, run_step
 
 
@@ -99,6 +99,28 @@ def test_logs_and_folders_with_their_own_stamp_are_no_outputs(tmp_path: Path) ->
     run_step(Step("decode", step.out / "decode", None, {}), make)
     (step.out / "train.log").write_text("12")
     assert step.is_done() and read_json(step.out / STAMP)["outputs"] == {"model": 1}
+
+
+def test_a_link_to_another_step_counts_with_its_outputs(tmp_path: Path) -> None:
+    step, inner = Step("all", tmp_path / "out", None, {}), Step("one", tmp_path / "out" / "one", None, {})
+
+    def link(target: str) -> None:
+        (step.out / "best").unlink(missing_ok=True)
+        (step.out / "best").symlink_to(target)
+
+    run_step(inner, make)
+    link("one")
+    step.finish()
+    assert step.is_done() and read_json(step.out / STAMP)["outputs"] == {}
+    link("../out/one")
+    assert not step.is_done(), "another target"
+    link("one")
+    (inner.out / "sub" / "a.txt").unlink()
+    assert not step.is_done(), "an output is missing there"
+    run_step(inner, make)
+    assert step.is_done()
+    remove_tree(inner.out)
+    assert not step.is_done(), "nothing is there"
 
 
 def test_long_steps_resume_only_the_same_run(tmp_path: Path) -> None:

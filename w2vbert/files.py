@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import enum
 import errno
 import fcntl
 import json
+import locale
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +23,17 @@ from w2vbert.errors import UserError
 PARTIAL = ".partial."
 OLD = ".old."
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def use_utf8() -> None:
+    """Begins this program anew in Python's UTF-8 mode, unless the locale says UTF-8 or the user has chosen the mode.
+
+    Lhotse opens its files in the encoding of the locale. In the locale C Python takes that mode by itself.
+    """
+    if sys.flags.utf8_mode or "PYTHONUTF8" in os.environ or codecs.lookup(locale.getencoding()).name == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, sys.orig_argv)
 
 
 @contextmanager
@@ -34,7 +48,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     target = real_path(target)
     partial = target.with_name(f"{PARTIAL}{target.name}")
     try:
-        with _speaking_of(target, partial):
+        with naming(target, partial):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             _flush_to_disk(partial)
@@ -62,7 +76,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         os.close(lock_folder(partial, target))
     hold = None
     try:
-        with _speaking_of(target, partial):
+        with naming(target, partial):
             target.parent.mkdir(parents=True, exist_ok=True)
             if old.exists() and not target.exists():  # killed between the two renamings below
                 os.replace(old, target)
@@ -194,26 +208,34 @@ def encode(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
+@contextmanager
+def naming(target: Path, partial: Path | None = None) -> Iterator[None]:
+    """Errors of writing name `target`, which the user knows, and a full disk is told as one.
+
+    Args:
+        target: file or folder.
+        partial: what is written first, whose name means nothing to the user.
+
+    Raises:
+        UserError: the disk is full, or `partial` cannot be written.
+    """
+    try:
+        yield
+    except UserError as error:
+        if partial is None or str(partial) not in str(error):
+            raise
+        raise UserError(str(error).replace(str(partial), str(target))) from error
+    except OSError as error:
+        ours = partial and error.filename is not None and os.fsdecode(error.filename).startswith(str(partial))
+        if error.errno not in FULL_DISK and not ours:
+            raise
+        raise UserError(f"cannot write {target}: {_tell_reason(error, target.parent)}") from error
+
+
 def remove_tree(path: Path) -> None:
     """Removes a folder with all that is in it, if it is there."""
     if path.exists():
         shutil.rmtree(path)
-
-
-@contextmanager
-def _speaking_of(target: Path, partial: Path) -> Iterator[None]:
-    """Errors of writing name `target`, which the user knows, not `partial`, and a full disk is told as one."""
-    try:
-        yield
-    except UserError as error:
-        if str(partial) not in str(error):
-            raise
-        raise UserError(str(error).replace(str(partial), str(target))) from error
-    except OSError as error:
-        ours = error.filename is not None and os.fsdecode(error.filename).startswith(str(partial))
-        if error.errno not in FULL_DISK and not ours:
-            raise
-        raise UserError(f"cannot write {target}: {_tell_reason(error, target.parent)}") from error
 
 
 def _tell_reason(error: OSError, folder: Path) -> str:

@@ -35,7 +35,7 @@ def setup_logging(file: Path | None = None) -> None:
     root.addHandler(screen)
     if file is not None and _is_first_process():
         file.parent.mkdir(parents=True, exist_ok=True)
-        lasting = logging.FileHandler(file, encoding="utf-8")
+        lasting = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
         lasting.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         lasting.set_name(f"{_HANDLER_PREFIX}file")
         root.addHandler(lasting)

@@ -8,6 +8,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, cached_property, wraps
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ STAMP = ".stamp.json"
 MADE_AGAIN = ".index"  # name of folders whose content is a copy, for speed, of what lies beside them
 STARTED = ".started.json"
 CALL = ".call.json"
+SKIPS = "skips_what_is_done"  # attribute of commands that do
 NO_EFFECT = ("nj", "force", "max_hours")  # arguments that change nothing in what a command makes
 HASHED_BYTES = 64 * 2**20  # larger input files are known by size and time of change, not by content
 
@@ -127,16 +130,18 @@ class Step:
     def finish(self, folder: Path | None = None) -> None:
         """Writes the stamp into `folder` (default: `out`): fingerprint, every output with its size, config and time.
 
-        Hidden files, logs (`*.log`, which may grow) and folders with a stamp of their own are not counted as outputs.
-        The run before, if `start` has kept one, is removed.
+        Hidden files, logs (`*.log`, which may grow) and folders with a stamp of their own are not counted as outputs; a
+        link to such a folder is, with the outputs of that one. The run before, if `start` has kept one, is removed.
         """
         folder = folder or self.out
         outputs = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(_own_files(folder))}
+        links = {path.name: os.readlink(path) for path in sorted(folder.iterdir()) if _is_folder_link(path)}
         stamp = {
             "step": self.name,
             "fingerprint": self.fingerprint,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "outputs": outputs,
+            "links": links,
             "inputs": dict(self.inputs),
             "input_hashes": self.input_hashes,
             "config": self.config,
@@ -204,24 +209,49 @@ class Call:
         return _hash_json([self.typed, os.getcwd(), _hash_code(), stamp["fingerprint"]])
 
 
+class WorkToDo(Exception):
+    """Comes from a command in place of its work, inside `only_asking`."""
+
+
+_only_asked: ContextVar[bool] = ContextVar("only_asked", default=False)
+
+
+@contextmanager
+def only_asking() -> Iterator[None]:
+    """Inside, commands that skip what is done return if it is, and raise `WorkToDo` if not."""
+    token = _only_asked.set(True)
+    try:
+        yield
+    finally:
+        _only_asked.reset(token)
+
+
 def skipping_what_is_done(command: Callable[..., None]) -> Callable[..., None]:
     """A command that ends before it loads anything heavy if the same call has made its OUT and nothing has changed."""
 
     @wraps(command)
     def run(**arguments: Any) -> None:
-        if arguments["out"] is None:
-            command(**arguments)
+        call = _find_call(command.__name__, arguments)
+        if call is not None and not arguments["force"] and call.is_done():
             return
-        config = arguments["config"] if "config" in arguments else None
-        settings = config.read_text(encoding="utf-8", errors="replace") if config and config.is_file() else None
-        typed = {name: value for name, value in arguments.items() if name not in NO_EFFECT}
-        call = Call(arguments["out"], [command.__name__, typed, settings])
-        if not arguments["force"] and call.is_done():
-            return
+        if _only_asked.get():
+            raise WorkToDo
         command(**arguments)
-        call.note()
+        if call is not None:
+            call.note()
 
+    run.__dict__[SKIPS] = True
     return run
+
+
+def _find_call(name: str, arguments: Mapping[str, Any]) -> Call | None:
+    """A command with what was typed; None where it has no OUT."""
+    if arguments["out"] is None:
+        return None
+    config = arguments.get("config")
+    settings = config.read_text(encoding="utf-8", errors="replace") if config and config.is_file() else None
+    typed = {name: value for name, value in arguments.items() if name not in NO_EFFECT}
+    return Call(arguments["out"], [name, typed, settings])
 
 
 def run_step(step: Step, work: Callable[[Path], None], force: bool = False) -> bool:
@@ -281,12 +311,24 @@ def _own_files(folder: Path) -> Iterator[Path]:
             yield from _own_files(path)
 
 
+def _is_folder_link(path: Path) -> bool:
+    return path.is_symlink() and path.is_dir() and not path.name.startswith(".")
+
+
 def _find_changed_output(folder: Path, stamp: Mapping[str, Any]) -> Path | None:
     """The first output that is missing or has another size than the stamp says; None if all are as they were."""
     for name, size in stamp["outputs"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             return path
+    for name, target in stamp.get("links", {}).items():
+        path = folder / name
+        if not path.is_symlink() or os.readlink(path) != target or not path.is_dir():
+            return path
+        linked = _read_stamp(path)
+        changed = None if linked is None else _find_changed_output(path, linked)
+        if changed is not None:
+            return changed
     return None
 
 

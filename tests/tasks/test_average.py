@@ -13,6 +13,7 @@ from tests.tasks.conftest import Prepared, is_up_to_date, run
 from w2vbert.files import read_json
 from w2vbert.models.transducer import Transducer
 from w2vbert.tasks.recognize import load_transducer
+from w2vbert.training.best_models import BestModels
 from w2vbert.training.checkpoint import average_weights, read_weights, save_checkpoint
 
 
@@ -49,6 +50,23 @@ def test_the_mean_of_the_newest_is_a_model(
     run("decode", "--model", out, next(prepared.corpus.rglob("*.flac")))
 
 
+def test_the_mean_of_the_best_is_a_model(trained: Path, tmp_path: Path) -> None:
+    models = BestModels(trained, "wer", 3)
+    model, _ = load_transducer(trained)
+    for step, wer in ((1, 9.0), (2, 5.0), (3, 5.5), (5, 7.0), (7, 6.0)):
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(step)))
+        models.judge(step, {"wer": wer}, model)
+    for count, steps in ((3, [2, 3, 7]), (2, [2, 3])):
+        run("average", trained, tmp_path / "out", "--best", count)
+        parts = [read_weights(trained / "best" / f"step-{step:08d}" / "model.safetensors") for step in steps]
+        for name, tensor in read_weights(tmp_path / "out" / "model.safetensors").items():
+            torch.testing.assert_close(tensor, sum(part[name] for part in parts) / len(parts))
+        assert read_json(tmp_path / "out" / "model.json")["averaged_steps"] == steps
+    assert load_transducer(tmp_path / "out")
+
+
 def test_it_is_done_once(trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = ("average", trained, tmp_path / "out", "--last", 2)
     assert not is_up_to_date(caplog, *base) and is_up_to_date(caplog, *base)
@@ -61,6 +79,9 @@ def test_errors_leave_nothing(trained: Path, prepared: Prepared, tmp_path: Path,
     assert "too few checkpoints up to step 3 (2) for 2" in fails(*base, "--last", 2, "--until", 3)
     assert "too few checkpoints (none)" in fails("average", prepared.model, tmp_path / "out", "--last", 1)
     assert "does not exist" in fails("average", tmp_path / "nowhere", tmp_path / "out", "--last", 1)
+    assert "keeps too few best models (none) for 2: train.keep_best says" in fails(*base, "--best", 2)
+    for options in ((), ("--last", 1, "--best", 1), ("--best", 1, "--until", 5), ("--until", 5)):
+        assert "give either --last N, perhaps with --until STEP, or --best N" in fails(*base, *options)
     (trained / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"damaged")
     assert "step-00000006: model.safetensors is damaged" in fails(*base, "--last", 2)
     (trained / "model.json").unlink()

@@ -1,8 +1,6 @@
 """Checkpoints appear whole or not at all; what cannot be used is named."""
 
-import os
-import subprocess
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 from w2vbert.errors import UserError
+from w2vbert.files import read_json, write_json
 from w2vbert.training import checkpoint
 from w2vbert.training.checkpoint import (
     check_room,
@@ -93,6 +92,33 @@ def test_a_missing_file_is_damage_too(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "state.pt is missing" in caplog.text
 
 
+class Foreign:
+    """What a file that wants to run code would be."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise AssertionError('code of a file was run')",)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "checkpoint.json"])
+def test_a_checkpoint_of_another_program_is_named_and_its_code_never_run(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its checksums are right."""
+    save(tmp_path, 1)
+    foreign = save(tmp_path, 2)
+    card = read_json(foreign / "checkpoint.json")
+    if name == "state.pt":
+        torch.save(Foreign(), foreign / name)
+        card["crc32"][name] = zlib.crc32((foreign / name).read_bytes())
+    else:
+        card["format"] = 99
+    write_json(foreign / "checkpoint.json", card)
+    target = model(-1.0)
+    state = load_newest(tmp_path, {"model": target})
+    assert state is not None and state["step"] == value_of(target) == 1
+    assert f"step-00000002 cannot be used ({name} was written by another program" in caplog.text
+
+
 def test_without_a_usable_checkpoint_nothing_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (save(tmp_path, 1) / "average.safetensors").write_bytes(b"")
     target = model(-1.0)
@@ -127,18 +153,6 @@ def test_a_whole_checkpoint_of_another_model_is_an_error(tmp_path: Path) -> None
 
 
 # A full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KiB, where this process may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("cannot mount a small file system here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("large", ["weights", "state"])
@@ -242,9 +256,10 @@ def test_what_is_no_model_folder_says_why(tmp_path: Path) -> None:
 
 def test_room_for_all_checkpoints_is_asked_for_at_the_start(tmp_path: Path) -> None:
     module = model()
-    check_room(tmp_path / "run", {"model": module}, list(module.parameters()), keep_last=2)
-    with pytest.raises(UserError, match="run will need about .* MiB, but .* MiB are free there"):
-        check_room(tmp_path / "run", {"model": module}, list(module.parameters()), keep_last=10**15)
+    check_room(tmp_path / "run", {"model": module}, list(module.parameters()), keep_last=2, keep_best=5)
+    for last, best in ((10**15, 1), (2, 10**15)):
+        with pytest.raises(UserError, match="run will need about .* MiB, but .* MiB are free there"):
+            check_room(tmp_path / "run", {"model": module}, list(module.parameters()), last, best)
 
 
 def test_the_model_before_is_named_while_a_new_one_is_trained(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import struct
 from pathlib import Path
 
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
 from w2vbert.training.metrics import MetricsWriter, Panel, draw_curves, read_metrics
 
 
@@ -25,6 +27,27 @@ def test_resuming_drops_the_steps_that_are_done_again(tmp_path: Path) -> None:
     write(tmp_path / "resumed", range(5, 9), resumed_at=4)
     whole, resumed = (read_metrics(tmp_path / name) for name in ("whole", "resumed"))
     assert whole == resumed and whole[0] == {"step": 1, "split": "train", "loss": 10.0, "rate": 0.1}
+
+
+def read_events(run: Path) -> list[Event]:
+    """The events of all starts of a run, as TensorBoard reads them."""
+    events = []
+    for path in sorted((run / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            events.append(Event.FromString(data[12 : 12 + size]))
+            data = data[16 + size :]
+    return events
+
+
+def test_tensorboard_finds_each_point_and_where_a_run_goes_on(tmp_path: Path) -> None:
+    write(tmp_path, range(1, 4), resumed_at=0)
+    versions, starts, points = read_events(tmp_path)[:1], read_events(tmp_path)[1:2], read_events(tmp_path)[2:]
+    assert [e.file_version for e in versions] == ["brain.Event:2"] and [e.step for e in starts] == [1]
+    assert starts[0].session_log.status == SessionLog.START
+    found = [(e.step, e.summary.value[0].tag, round(e.summary.value[0].simple_value, 3)) for e in points]
+    assert found[:3] == [(1, "train/loss", 10.0), (1, "train/rate", 0.1), (1, "dev/loss", 11.0)] and len(found) == 9
 
 
 def test_curves_are_a_picture_one_panel_beside_the_other(tmp_path: Path) -> None:

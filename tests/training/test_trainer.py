@@ -207,7 +207,9 @@ def test_metrics_are_in_files_and_picture(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("values", [{"max_steps": 0}, {"keep_last": 0}, {"average_decay": 1.0}, {"clip_norm": 0.0}])
+@pytest.mark.parametrize(
+    "values", [{"max_steps": 0}, {"keep_last": 0}, {"keep_best": 0}, {"average_decay": 1.0}, {"clip_norm": 0.0}]
+)
 def test_contradictions_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         TrainConfig(**values)

@@ -1,6 +1,7 @@
 """What goes wrong with a batch is named, and a rehearsal leaves no trace."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from tests.training.test_trainer import outcome
 from tests.training.toys import CONFIG, Interruption, ToyBatch, ToyTask, fit, make_trainer
 from w2vbert.errors import UserError
+from w2vbert.training.checkpoint import find_damage, list_checkpoints
 from w2vbert.training.distributed import Replica
 from w2vbert.training.metrics import read_metrics
 from w2vbert.training.task import StepOutput
@@ -89,6 +91,32 @@ def test_a_rehearsal_finds_that_memory_is_short(tmp_path: Path) -> None:
     trainer.step = 3
     with pytest.raises(UserError, match="out of memory with a batch of 5 rows, 2-0 and others"):
         trainer.rehearse(Replica(task, trainer.world))
+
+
+@pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
+def test_a_disk_that_fills_up_ends_the_run_which_goes_on_when_there_is_room(small_disk: Path, tmp_path: Path) -> None:
+    """Another program takes all that is left at step 7; the last checkpoint stays whole."""
+    ballast = small_disk / "ballast"
+
+    class FillingTask(ToyTask):
+        def train_step(self, batch: ToyBatch, step: int, generator: torch.Generator) -> StepOutput:
+            if step == 7:
+                with ballast.open("wb", buffering=0) as file, suppress(OSError):
+                    while file.write(bytes(4096)):
+                        pass
+            return super().train_step(batch, step, generator)
+
+    config = replace(CONFIG, keep_best=2, validate_every_steps=2)
+    fit(tmp_path / "undisturbed", config)
+    with pytest.raises(UserError, match="cannot write .*run.* MiB are free"):
+        fit(small_disk / "run", config, FillingTask())
+    newest = list_checkpoints(small_disk / "run")[-1]
+    assert newest.name == "step-00000006" and find_damage(newest) is None
+    with pytest.raises(UserError, match="MiB are free"):
+        fit(small_disk / "run", config)
+    ballast.unlink()
+    fit(small_disk / "run", config)
+    assert outcome(small_disk / "run") == outcome(tmp_path / "undisturbed")
 
 
 # Length of an update and of a run

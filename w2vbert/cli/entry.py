@@ -1,7 +1,9 @@
 """Runs one command, and turns errors and signals into one line and an exit code."""
 
+import codecs
 import io
 import itertools
+import json
 import os
 import signal
 import sys
@@ -9,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -17,6 +19,7 @@ from w2vbert import __version__
 from w2vbert.cli.options import app
 from w2vbert.errors import REQUEUE_EXIT_CODE, Unfinished, UserError
 from w2vbert.log import setup_logging
+from w2vbert.stages import SKIPS, WorkToDo, only_asking
 
 # Threads that wait for one another sleep instead of spinning (set before torch is imported). With another busy program
 # on two cores a pre-training step took 1.2 s with spinning and 0.19 s without.
@@ -28,6 +31,17 @@ _USAGE_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__base__)
 MAY_BE_EMPTY = ("--train", "--dev", "--test", "--unlabelled")
 
 
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    r"""What a stream cannot encode as JSON does it: \u00fc. Python's own escapes (\xfc) would be no JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+_ESCAPE = "w2vbert-escape"
+codecs.register_error(_ESCAPE, _escape)  # file names need not be UTF-8, nor the terminal
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 after an error the user can mend, 130 after an interruption.
 
@@ -37,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8, nor the terminal
+            stream.reconfigure(errors=_ESCAPE)
     given = sys.argv[1:] if arguments is None else arguments
     command = typer.main.get_command(app)
     try:
@@ -57,6 +71,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if code == 130:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def has_nothing_to_do(arguments: Sequence[str]) -> bool:
+    """Whether a command would end at once, since its OUT is up to date; it says so. Loads nothing heavy.
+
+    Args:
+        arguments: a command and its own, after any options of the launcher. Where these hold a command's name, it is
+            taken for one that is typed wrongly, and that has something to say.
+    """
+    command = typer.main.get_command(app)
+    names = getattr(command, "commands", {})
+    begin = next((number for number, word in enumerate(arguments) if word in names), len(arguments))
+    named: Any = command
+    for word in arguments[begin:]:
+        named = getattr(named, "commands", {}).get(word, named)
+    if not getattr(named.callback, SKIPS, False):
+        return False
+    try:
+        with only_asking():
+            command.main(args=list(arguments[begin:]), prog_name="w2vbert", standalone_mode=False)
+    except (WorkToDo, _USAGE_ERROR, UserError, OSError, typer.Abort):
+        return False
+    return True
 
 
 @contextmanager

@@ -67,17 +67,18 @@ def finetune(
 def average(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder made by `finetune` or `pretrain`.")],
     out: Out,
-    last: Annotated[int, typer.Option(min=1, metavar="N", help="How many checkpoints, the newest.")],
+    last: Annotated[int | None, typer.Option(min=1, metavar="N", help="How many checkpoints, the newest.")] = None,
+    best: Annotated[int | None, typer.Option(min=1, metavar="N", help="Or how many of the best models.")] = None,
     until: Annotated[int | None, typer.Option(metavar="STEP", help="No checkpoint after this step.")] = None,
     force: Force = False,
 ) -> None:
     """Average the weights of a run's checkpoints into a model.
 
-    A training keeps as many as its setting train.keep_last says.
+    A training keeps as many as its settings train.keep_last and train.keep_best say.
     """
     from w2vbert.tasks import average as task
 
-    task.average(run, out, last, until, force)
+    task.average(run, out, last, best, until, force)
 
 
 @app.command("pseudo-label")

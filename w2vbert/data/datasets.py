@@ -267,7 +267,7 @@ def check_manifest(manifest: Path) -> None:
             raise UserError(f"{manifest} does not exist: give the folder that `w2vbert pseudo-label` made")
         raise UserError(f"{manifest} does not exist: run `w2vbert features` for this split first")
     try:
-        with gzip.open(manifest, "rt") as file:
+        with gzip.open(manifest, "rt", encoding="utf-8") as file:
             first = json.loads(file.readline() or "{}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{manifest} is no gzipped manifest of cuts ({error})") from error

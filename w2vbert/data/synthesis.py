@@ -167,7 +167,7 @@ def write_speaker(job: SpeakerJob) -> float:
         transcripts.append(f"{name} {sentence.upper()}\n")
         spoken_seconds += len(samples) / SAMPLING_RATE_HZ
     if speaker.split != "unlabelled":
-        (folder / f"{speaker.id}-{chapter}.trans.txt").write_text("".join(transcripts))
+        (folder / f"{speaker.id}-{chapter}.trans.txt").write_text("".join(transcripts), encoding="utf-8")
     return spoken_seconds
 
 
@@ -248,4 +248,4 @@ def _write_speaker_table(path: Path, speakers: list[Speaker], spoken_seconds: li
     for speaker, seconds in zip(speakers, spoken_seconds, strict=True):
         name = f"espeak-ng {speaker.voice.accent} {speaker.voice.variant}"
         lines.append(f"{speaker.id} | {speaker.sex} | {speaker.split:<10} | {seconds / 60:5.2f} | {name}\n")
-    path.write_text("".join(lines))
+    path.write_text("".join(lines), encoding="utf-8")

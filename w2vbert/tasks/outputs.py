@@ -172,4 +172,4 @@ def print_text(text: str) -> None:
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -40,7 +40,8 @@ def write_report(out: Path, rows: Sequence[Row], curve: Path | None = None) -> N
             raise UserError(f"row {name!r} scores {_name_sets(_sizes(result))}, the first row {_name_sets(sizes)}")
     text = "\n".join([*_table(results, splits), "", *_notes(results, splits)]) + "\n"
     with atomic_file(out) as aside:
-        aside.write_text(text + "".join(line + "\n" for line in _trainings(results, out)), encoding="utf-8")
+        page = text + "".join(line + "\n" for line in _trainings(results, out))
+        aside.write_text(page, encoding="utf-8", errors="backslashreplace")  # names of folders need not be UTF-8
     if curve is not None:
         draw_wer_curve([result for _, result in results], curve)
     print(text, end="")

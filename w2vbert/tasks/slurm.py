@@ -198,7 +198,7 @@ class SlurmQueue:
     def _read_status(self, part: int) -> tuple[int | None, bool]:
         """Exit code that the script has left, if any, and whether the job was told that its time is ending."""
         try:
-            code, *warned = (self._status / str(part)).read_text().split()
+            code, *warned = (self._status / str(part)).read_text(encoding="utf-8").split()
         except FileNotFoundError:
             return None, False
         return int(code), bool(warned)

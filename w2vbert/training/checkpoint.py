@@ -1,9 +1,11 @@
 """Checkpoints that appear whole or not at all, and model folders.
 
 A run's folder holds `checkpoints/step-N/` (weights in safetensors, everything else that changes in `state.pt`) and the
-best model so far, `model.safetensors`. The card `model.json`, written at the end, makes it a model folder.
+best model so far, `model.safetensors`; several of the best (`train.keep_best`) lie in `best/step-N/`. The card
+`model.json`, written at the end, makes it a model folder.
 """
 
+import pickle
 import re
 import shutil
 import zlib
@@ -24,6 +26,8 @@ from w2vbert.log import logger
 FORMAT = 1
 STATE_FILE = "state.pt"
 CARD_FILE = "checkpoint.json"
+LAST, BEST = "checkpoints", "best"
+"""Folders of a run: of its newest checkpoints, and of its best models."""
 
 Weights = nn.Module | Mapping[str, Tensor]
 """A module, or its parameters and buffers by name."""
@@ -46,14 +50,8 @@ def save_checkpoint(
     Raises:
         UserError: it cannot be written, for example to a full disk; the checkpoints before it stay.
     """
-    target = run / "checkpoints" / f"step-{step:08d}"
-    with _writing_to(run), atomic_dir(target) as folder:
-        for name, module in weights.items():
-            tensors = module.state_dict() if isinstance(module, nn.Module) else module
-            _write_tensors(tensors, folder / f"{name}.safetensors")
-        torch.save(dict(state), folder / STATE_FILE)
-        checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
-        write_json(folder / CARD_FILE, {"format": FORMAT, "step": step, "crc32": checksums})
+    target = checkpoint_folder(run, LAST, step)
+    write_checkpoint(run, target, weights, {"step": step}, state)
     kept = [folder for folder in list_checkpoints(run) if folder.name <= target.name][-keep_last:]
     for folder in target.parent.glob("step-*"):
         if folder not in kept:
@@ -61,7 +59,43 @@ def save_checkpoint(
     return target
 
 
-def check_room(run: Path, weights: Mapping[str, nn.Module], params: Sequence[nn.Parameter], keep_last: int) -> None:
+def checkpoint_folder(run: Path, kind: str, step: int) -> Path:
+    """Where a checkpoint lies; `kind` is `LAST` or `BEST`."""
+    return run / kind / f"step-{step:08d}"
+
+
+def write_checkpoint(
+    run: Path,
+    target: Path,
+    weights: Mapping[str, Weights],
+    card: Mapping[str, Any],
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the folder `target` of a run aside and renames it.
+
+    Args:
+        run: the run's folder.
+        target: the checkpoint's.
+        weights: see `save_checkpoint`.
+        card: what its card says beside format and checksums.
+        state: see `save_checkpoint`; None: weights only.
+
+    Raises:
+        UserError: it cannot be written, for example to a full disk.
+    """
+    with _writing_to(run), atomic_dir(target) as folder:
+        for name, module in weights.items():
+            tensors = module.state_dict() if isinstance(module, nn.Module) else module
+            _write_tensors(tensors, folder / f"{name}.safetensors")
+        if state is not None:
+            torch.save(dict(state), folder / STATE_FILE)
+        checksums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+        write_json(folder / CARD_FILE, {"format": FORMAT, **card, "crc32": checksums})
+
+
+def check_room(
+    run: Path, weights: Mapping[str, nn.Module], params: Sequence[nn.Parameter], keep_last: int, keep_best: int
+) -> None:
     """Refuses to begin or go on with a run whose checkpoints have no room.
 
     Args:
@@ -69,43 +103,61 @@ def check_room(run: Path, weights: Mapping[str, nn.Module], params: Sequence[nn.
         weights: modules by name, as for `save_checkpoint`.
         params: what the optimizer keeps two moments of.
         keep_last: how many checkpoints stay; one more is there while it is written.
+        keep_best: how many of the best models stay.
 
     Raises:
         UserError: says how much is needed and how much is free.
     """
     models = [sum(tensor.nbytes for tensor in module.state_dict().values()) for module in weights.values()]
     moments = 2 * sum(param.nbytes for param in params if param.requires_grad)
-    needed = (keep_last + 1) * (sum(models) + moments) + 2 * max(models)  # the best model, too, is written aside
+    bests = 2 + (keep_best if keep_best > 1 else 0)  # model.safetensors, one that is written aside, those under best/
+    needed = (keep_last + 1) * (sum(models) + moments) + bests * max(models)
     there = sum(path.stat().st_size for path in list_files(run)) if run.is_dir() else 0
     check_space(run, needed - there)
 
 
-def list_checkpoints(run: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    folders = (run / "checkpoints").glob("step-*")
+def list_checkpoints(run: Path, kind: str = LAST) -> list[Path]:
+    """Whole checkpoints of a run, oldest first; of its best models with `kind` `BEST`."""
+    folders = (run / kind).glob("step-*")
     return sorted(f for f in folders if re.fullmatch(r"step-\d{8}", f.name) and (f / CARD_FILE).is_file())
 
 
 def load_newest(run: Path, weights: Mapping[str, nn.Module]) -> dict[str, Any] | None:
-    """Loads the newest undamaged checkpoint into `weights` and returns its state; None when there is none.
+    """Loads the newest checkpoint that can be used into `weights` and returns its state; None when there is none.
 
-    A damaged one is named and the one before it used.
+    A damaged one, or one of another program, is named and the one before it used.
 
     Raises:
         UserError: the checkpoint is whole, but belongs to another model.
     """
     folders = list_checkpoints(run)
     for folder in reversed(folders):
-        damage = find_damage(folder)
-        if damage is not None:
-            logger.warning(f"checkpoint {folder} cannot be used ({damage}); trying the one before it")
+        try:
+            state = _read_state(folder)
+        except UserError as error:
+            logger.warning(f"checkpoint {folder} cannot be used ({error}); trying the one before it")
             continue
         for name, module in weights.items():
             load_weights(module, folder / f"{name}.safetensors")
-        return dict(torch.load(folder / STATE_FILE, weights_only=True, map_location="cpu"))
+        return state
     if folders:
         logger.warning(f"{run}: no checkpoint can be used; training begins again")
     return None
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """All but the weights of a checkpoint, whose files are held against their checksums first.
+
+    Raises:
+        UserError: says what is wrong.
+    """
+    damage = find_damage(checkpoint)
+    if damage is not None:
+        raise UserError(damage)
+    try:
+        return dict(torch.load(checkpoint / STATE_FILE, weights_only=True, map_location="cpu"))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
+        raise UserError(f"{STATE_FILE} was written by another program") from error
 
 
 def find_damage(checkpoint: Path) -> str | None:
@@ -114,6 +166,8 @@ def find_damage(checkpoint: Path) -> str | None:
         card = read_json(checkpoint / CARD_FILE)
         if not isinstance(card, dict) or not isinstance(card.get("crc32"), dict):
             return f"{CARD_FILE} is damaged"
+        if card.get("format") not in range(1, FORMAT + 1):
+            return f"{CARD_FILE} was written by another program or a newer version"
         for name, checksum in card["crc32"].items():
             if _checksum(checkpoint / name) != checksum:
                 return f"{name} is damaged"

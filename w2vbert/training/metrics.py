@@ -1,16 +1,23 @@
 """What a run tells: JSON lines, TensorBoard, and a picture of the curves."""
 
 import json
+import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from w2vbert.files import atomic_file
+from w2vbert.files import atomic_file, naming
 
 METRICS_FILE = "metrics.jsonl"
 TIMINGS = ("hours_per_hour", "data_wait_share")
 """Metrics that differ between equal runs."""
+
+FLUSH_SECONDS = 60.0
+"""Longest time that TensorBoard waits for events."""
 
 
 @dataclass(frozen=True)
@@ -33,33 +40,75 @@ class MetricsWriter:
 
     def __init__(self, run: Path, step: int) -> None:
         """Opens the files of `run`; lines of steps after `step`, which a resumed run does again, are dropped."""
-        from tensorboardX import SummaryWriter
-
         self.path = run / METRICS_FILE
         kept = [line for line in read_metrics(run) if line["step"] <= step]
         with atomic_file(self.path) as aside:
-            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("a")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = _EventFile(run / "tensorboard", step + 1)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Writes metrics of the steps up to `step`; `split` is train or dev."""
-        self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._board.add_scalar(f"{split}/{name}", value, step)
+        """Writes metrics of the steps up to `step`; `split` is train or dev.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                self._board.add(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Closes both."""
-        self._file.close()
-        self._board.close()
+        """Closes both; what a full disk does not take, `write` has told."""
+        for file in (self._file, self._board):
+            with suppress(OSError):
+                file.close()
+
+
+class _EventFile:
+    """TensorBoard's events of one start of a run.
+
+    The writer of tensorboardX itself would not do: its thread ends silently on a full disk, and then its queue fills
+    up and stops the training.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """Opens a new file in `folder`, and lets TensorBoard forget what earlier ones say of `first_step` and later."""
+        from tensorboardX import RecordWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter(str(folder / name))
+        self._flushed_at = time.monotonic()
+        self._write(file_version="brain.Event:2")
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, tag: str, value: float, step: int) -> None:
+        """Adds a point to a curve."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._write(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._records.close()
+
+    def _write(self, **event: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._records.write(Event(wall_time=time.time(), **event).SerializeToString())
+        if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+            self._flushed_at = time.monotonic()
+            self._records.flush()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics; a line cut off by a crash is left out."""
     path = run / METRICS_FILE
     lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from w2vbert.errors import Unfinished, UserError
+from w2vbert.errors import Unfinished
 from w2vbert.log import logger, progress
-from w2vbert.training.checkpoint import Weights, check_room, load_newest, save_checkpoint, save_weights
+from w2vbert.training.best_models import BestModels
+from w2vbert.training.checkpoint import Weights, check_room, load_newest, save_checkpoint
 from w2vbert.training.device import choose_device, choose_precision
 from w2vbert.training.distributed import ALONE, COMPUTING, LOADING, WAITING, Replica, join_world
 from w2vbert.training.interruption import Interrupted, StopRequest
@@ -43,6 +44,7 @@ class TrainConfig:
         log_every_steps, validate_every_steps, save_every_steps: intervals; a validation also ends the run.
         patience: validations in a row without a better model, after which training ends; 0: it never does.
         keep_last: checkpoints that stay.
+        keep_best: validated models that stay, the best ones, for `w2vbert average --best`; 1: the best alone.
         precision: of the matrix products; auto is bfloat16 where the hardware has it.
         threads: CPU threads of each process; 0: all cores, shared out among the processes of a machine.
         loader_workers: processes that make batches; 0: a thread of the training process.
@@ -63,6 +65,7 @@ class TrainConfig:
     save_every_steps: int = 1000
     patience: int = 0
     keep_last: int = 2
+    keep_best: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = 0
     loader_workers: int = 0
@@ -71,9 +74,9 @@ class TrainConfig:
     hang_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        intervals = (self.log_every_steps, self.validate_every_steps, self.save_every_steps, self.keep_last)
-        if min(self.max_steps, self.accumulate, *intervals) < 1:
-            raise ValueError("max_steps, accumulate, keep_last and the intervals must be at least 1")
+        intervals = (self.log_every_steps, self.validate_every_steps, self.save_every_steps)
+        if min(self.max_steps, self.accumulate, self.keep_last, self.keep_best, *intervals) < 1:
+            raise ValueError("max_steps, accumulate, keep_last, keep_best and the intervals must be at least 1")
         if self.clip_norm <= 0.0:
             raise ValueError(f"clip_norm must be positive, not {self.clip_norm}")
         if min(self.threads, self.loader_workers, self.patience, self.update_seconds) < 0:
@@ -158,8 +161,7 @@ class Trainer:
         self.train_seconds = 0.0
         self.skipped = SkippedUpdates(run, config.max_bad_steps, self.world)
         self.sums: dict[str, Tensor] = {}
-        self.best: dict[str, float] = {}
-        self.validations_since_best = 0
+        self.models = BestModels(run, task.best_metric, config.keep_best)
         self.validation_due = False
         self.ended = False
         self.told_to_stop = False
@@ -174,7 +176,7 @@ class Trainer:
         """
         self._resume()
         if self.world.is_first:
-            check_room(self.run, self._weights(), self.params, self.config.keep_last)
+            check_room(self.run, self._weights(), self.params, self.config.keep_last, self.config.keep_best)
         if self.is_sharded:
             self._shard()
         self.batches.share(self.world.rank, self.world.size)
@@ -191,7 +193,7 @@ class Trainer:
                 bar.close()
                 if writer is not None:
                     writer.close()
-        return TrainResult(self.step, self.audio_seconds / 3600, self.train_seconds / 60, self.best)
+        return TrainResult(self.step, self.audio_seconds / 3600, self.train_seconds / 60, self.models.best)
 
     def _shard(self) -> None:
         """Shares out model and average, and begins a new optimizer over the parts with the moments of the old."""
@@ -356,19 +358,13 @@ class Trainer:
         self.told_to_stop = self.told_to_stop or self.validation_due
 
     def _judge(self, model: nn.Module, metrics: dict[str, float], writer: MetricsWriter) -> None:
-        """Notes a validation, and keeps the model if it is the best."""
+        """Notes a validation, and keeps the model if it is among the best."""
         writer.write(self.step, "dev", metrics)
         logger.info(f"step {self.step}: dev " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        key = self.task.best_metric
-        if key in metrics and (not self.best or metrics[key] <= self.best[key]):
-            save_weights(model, self.run / "model.safetensors")
-            self.validations_since_best = 0
-            self.best = {"step": self.step, **metrics}
-        elif self.best:
-            self.validations_since_best += 1
-            self.ended = self.validations_since_best == self.config.patience
-            if self.ended:
-                logger.info(f"step {self.step}: no better model in {self.config.patience} validations; training ends")
+        self.models.judge(self.step, metrics, model)
+        self.ended = 0 < self.models.since_best == self.config.patience
+        if self.ended:
+            logger.info(f"step {self.step}: no better model in {self.config.patience} validations; training ends")
         self._draw()
 
     def _draw(self) -> None:
@@ -407,8 +403,7 @@ class Trainer:
             "torch_rng": torch.get_rng_state(),
             "device_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "sums": self.sums,
-            "best": self.best,
-            "validations_since_best": self.validations_since_best,
+            "models": self.models.state_dict(),
             "validation_due": self.validation_due,
             "ended": self.ended,
         }
@@ -416,8 +411,6 @@ class Trainer:
 
     def _resume(self) -> None:
         state = load_newest(self.run, self._weights())
-        if state is not None and state["best"] and not (self.run / "model.safetensors").is_file():
-            raise UserError(f"{self.run}: the best model so far, model.safetensors, is gone: start again with --force")
         if state is None:
             torch.manual_seed(self.config.seed)
             return
@@ -437,8 +430,7 @@ class Trainer:
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         if not self.world.is_first:
             self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
-        self.best = state["best"]
-        self.validations_since_best = state["validations_since_best"]
+        self.models.load_state_dict(state["models"])
         self.validation_due = state["validation_due"]
         self.ended = state["ended"]
         logger.info(f"{self.run}: resumed at step {self.step} of {self.config.max_steps}")

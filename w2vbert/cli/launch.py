@@ -6,7 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from w2vbert.cli.entry import has_nothing_to_do
 from w2vbert.errors import REQUEUE_EXIT_CODE
+from w2vbert.files import use_utf8
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -36,6 +38,8 @@ def launch(arguments: Sequence[str]) -> int:
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
+        return 0
+    if has_nothing_to_do(arguments):
         return 0
     from torch import cuda
     from torch.distributed import run
@@ -88,6 +92,7 @@ def _explain(error: "ChildFailedError") -> int:
 
 def main() -> int:
     """Entry point of `w2vbert-launch`."""
+    use_utf8()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a training sets its own number of threads
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warning for each process that DDP looks for unused parts
     return launch(sys.argv[1:])
