@@ -34,7 +34,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     target = real_path(target)
     partial = target.with_name(f"{PARTIAL}{target.name}")
     try:
-        with _speaking_of(target, partial):
+        with speaking_of(target, partial):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield partial
             _flush_to_disk(partial)
@@ -62,7 +62,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         os.close(lock_folder(partial, target))
     hold = None
     try:
-        with _speaking_of(target, partial):
+        with speaking_of(target, partial):
             target.parent.mkdir(parents=True, exist_ok=True)
             if old.exists() and not target.exists():  # killed between the two renamings below
                 os.replace(old, target)
@@ -81,6 +81,26 @@ def atomic_dir(target: Path) -> Iterator[Path]:
             remove_tree(old)
         if hold is not None:
             os.close(hold)
+
+
+@contextmanager
+def speaking_of(target: Path, partial: Path) -> Iterator[None]:
+    """Errors of writing name `target`, which the user knows, not `partial`, and a full disk is told as one.
+
+    Raises:
+        UserError: the disk is full, a quota is used up, or something at `partial` or below cannot be written.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(partial) not in str(error):
+            raise
+        raise UserError(str(error).replace(str(partial), str(target))) from error
+    except OSError as error:
+        ours = error.filename is not None and os.fsdecode(error.filename).startswith(str(partial))
+        if error.errno not in FULL_DISK and not ours:
+            raise
+        raise UserError(f"cannot write {target}: {_tell_reason(error, target.parent)}") from error
 
 
 def lock_folder(folder: Path, name: Path) -> int:
@@ -200,26 +220,10 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-@contextmanager
-def _speaking_of(target: Path, partial: Path) -> Iterator[None]:
-    """Errors of writing name `target`, which the user knows, not `partial`, and a full disk is told as one."""
-    try:
-        yield
-    except UserError as error:
-        if str(partial) not in str(error):
-            raise
-        raise UserError(str(error).replace(str(partial), str(target))) from error
-    except OSError as error:
-        ours = error.filename is not None and os.fsdecode(error.filename).startswith(str(partial))
-        if error.errno not in FULL_DISK and not ours:
-            raise
-        raise UserError(f"cannot write {target}: {_tell_reason(error, target.parent)}") from error
-
-
 def _tell_reason(error: OSError, folder: Path) -> str:
     reason = error.strerror or str(error)
     reason = f"{reason[:1].lower()}{reason[1:]}"
-    if error.errno not in FULL_DISK:
+    if error.errno != errno.ENOSPC:  # a quota may be used up on a disk with room
         return reason
     return f"{reason} ({shutil.disk_usage(_nearest_folder(folder)).free / 2**20:.1f} MiB are free)"
 
