@@ -32,6 +32,10 @@ def disk_full() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def quota_used_up() -> OSError:
+    return OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
 def make(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "a.txt").write_text("abc")
@@ -54,6 +58,14 @@ def test_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         partial.write_text("half")
         raise disk_full()
     assert target.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_quota_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}/out: disk quota exceeded$"):
+        with atomic_dir(tmp_path / "out") as folder:
+            (folder / "half").write_text("half")
+            raise quota_used_up()
+    assert names(tmp_path) == []
 
 
 def test_full_disk_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:

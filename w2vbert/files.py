@@ -217,7 +217,7 @@ def naming(target: Path, partial: Path | None = None) -> Iterator[None]:
         partial: what is written first, whose name means nothing to the user.
 
     Raises:
-        UserError: the disk is full, or `partial` cannot be written.
+        UserError: the disk is full, a quota is used up, or something at `partial` or below cannot be written.
     """
     try:
         yield
@@ -241,7 +241,7 @@ def remove_tree(path: Path) -> None:
 def _tell_reason(error: OSError, folder: Path) -> str:
     reason = error.strerror or str(error)
     reason = f"{reason[:1].lower()}{reason[1:]}"
-    if error.errno not in FULL_DISK:
+    if error.errno != errno.ENOSPC:  # a quota may be used up on a disk with room
         return reason
     return f"{reason} ({shutil.disk_usage(_nearest_folder(folder)).free / 2**20:.1f} MiB are free)"
 

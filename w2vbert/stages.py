@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, cached_property, wraps
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from w2vbert.errors import UserError
 from w2vbert.files import (
+    OLD,
     PARTIAL,
     atomic_dir,
     encode,
@@ -33,7 +34,7 @@ MADE_AGAIN = ".index"  # name of folders whose content is a copy, for speed, of 
 STARTED = ".started.json"
 CALL = ".call.json"
 SKIPS = "skips_what_is_done"  # attribute of commands that do
-NO_EFFECT = ("nj", "force", "max_hours")  # arguments that change nothing in what a command makes
+NO_EFFECT = ("nj", "shard", "force", "max_hours")  # arguments that change nothing in what a command makes
 HASHED_BYTES = 64 * 2**20  # larger input files are known by size and time of change, not by content
 
 
@@ -73,6 +74,39 @@ class Step:
         """Where the run before stays until this one, with other settings, is finished."""
         out = real_path(self.out)
         return out.with_name(f"{out.name}.old")
+
+    @property
+    def parts(self) -> Path:
+        """Where finished parts of the work stay until all of it is done."""
+        out = real_path(self.out)
+        return out.with_name(f"{out.name}.parts")
+
+    @contextmanager
+    def keeping_parts(self) -> Iterator[None]:
+        """Around the work: what it leaves in `parts` is removed if it succeeds, and kept if it does not."""
+        try:
+            yield
+            if os.environ.get("RANK", "0") != "0":  # the first process of a run acts for all
+                return
+            for folder in list(self.parts.glob("*")):
+                if (folder / STAMP).exists() or folder.name.startswith((PARTIAL, OLD)):
+                    remove_tree(folder)
+        finally:
+            with suppress(OSError):
+                self.parts.rmdir()  # where nothing is finished, nothing stays
+
+    def part(self, name: str) -> Step:
+        """The step that makes the part `name` of this one, for its settings and inputs only."""
+        return Step(f"part of {self.name}", self.parts / name, {"of": self.fingerprint, "part": name}, {})
+
+    def is_whole(self) -> bool:
+        """As `is_done`, without a line in the log."""
+        stamp = _read_stamp(self.out)
+        return (
+            stamp is not None
+            and stamp["fingerprint"] == self.fingerprint
+            and _find_changed_output(self.out, stamp) is None
+        )
 
     def is_done(self) -> bool:
         """Whether `out` was finished from the same config and inputs and its outputs still have their sizes."""

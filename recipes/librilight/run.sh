@@ -31,11 +31,9 @@ expdir=exp                      # DIR       where models and results go
 # shellcheck source=../shared/parse_options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/parse_options.sh"
 
-[ "$stage" -le "$stop_stage" ] || fail "nothing to do: --stage $stage comes after --stop-stage $stop_stage"
-[ "$stage" -le 6 ] || fail "--stage $stage: the stages are 0 to 6"
+# shellcheck source=../shared/check_options.sh
+. ../shared/check_options.sh
 [ -n "$unlabelled" ] || fail "--unlabelled names nothing: take recipes/librispeech for labelled speech alone"
-[ -z "$corpus" ] || [ -d "$corpus" ] || fail "corpus folder $corpus does not exist"
-[ -d "$conf" ] || fail "folder of settings $conf does not exist (--conf)"
 if [ -z "$pretrain_preset" ] && [ ! -f "$conf/pretrain.yaml" ]; then pretrain_preset=xl; fi
 if [ -z "$finetune_preset" ] && [ ! -f "$conf/finetune.yaml" ]; then
   case $train in

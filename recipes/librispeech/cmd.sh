@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2034,SC2154
+# shellcheck shell=bash disable=SC2034
 # Who runs the commands of run.sh: this machine (--cmd local), or a cluster (--cmd slurm, see docs/cluster.md).
 
 # With slurm: options of sbatch for the trainings, and for all else; --option=value, one word each, such as
@@ -6,12 +6,5 @@
 training_options=()
 other_options=()
 
-case ${cmd:-local} in
-  local | slurm) ;;
-  *) fail "--cmd $cmd: choose local or slurm" ;;
-esac
-# shellcheck source=../shared/run_slurm.sh
-. "../shared/run_${cmd:-local}.sh"
-
-# On this machine, commands at the same time: one for each core, but only one on a GPU.
-if [ "${cmd:-local}" = local ]; then max_jobs=$((ngpu > 0 ? 1 : nj)); fi
+# shellcheck source=../shared/runner.sh
+. ../shared/runner.sh

@@ -30,21 +30,15 @@ expdir=exp                      # DIR       where models and results go
 # shellcheck source=../shared/parse_options.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../shared/parse_options.sh"
 
-[ "$stage" -le "$stop_stage" ] || fail "nothing to do: --stage $stage comes after --stop-stage $stop_stage"
-[ "$stage" -le 6 ] || fail "--stage $stage: the stages are 0 to 6"
-[ "$nj" -ge 1 ] || fail "--nj must be at least 1"
-[ "$num_nodes" -ge 1 ] || fail "--num-nodes must be at least 1"
-if [ "$cmd" = local ]; then
-  [ "$num_nodes" -eq 1 ] || fail "--num-nodes $num_nodes needs --cmd slurm"
-  [ "$ngpu" -eq 0 ] || [ "$ngpu" -le "$(nvidia-smi -L 2>/dev/null | wc -l)" ] ||
-    fail "--ngpu $ngpu: nvidia-smi does not find so many GPUs here"
-fi
-[ -z "$corpus" ] || [ -d "$corpus" ] || fail "corpus folder $corpus does not exist"
-[ -d "$conf" ] || fail "folder of settings $conf does not exist (--conf)"
+# shellcheck source=../shared/check_options.sh
+. ../shared/check_options.sh
 synthetic=$data_dir/synth
 
 . ./cmd.sh
 . ./path.sh
+# shellcheck source=../shared/steps.sh
+. ../shared/steps.sh
+choose_trainers
 
 if [ "$stage" -le 0 ] && [ "$stop_stage" -ge 0 ]; then
   if [ -n "$corpus" ]; then
@@ -64,24 +58,7 @@ fi
 
 if [ "$stage" -le 2 ] && [ "$stop_stage" -ge 2 ]; then
   begin 2 "features, tokenizer, language model"
-  step=(w2vbert features "$data_dir/manifests" "$data_dir/fbank" --nj "$nj")
-  if [ -f "$conf/features.yaml" ]; then step+=(--config "$conf/features.yaml"); fi
-  run "${step[@]}"
-  run w2vbert tokenizer "$data_dir/manifests" "$data_dir/tokenizer" --config "$conf/tokenizer.yaml"
-  step=(w2vbert lm ngram "$data_dir/manifests" "$data_dir/lm" --tokenizer "$data_dir/tokenizer" --config "$conf/lm.yaml")
-  if [ -z "$lm_text" ] && [ -f "$corpus/lm-text.txt.gz" ]; then lm_text=$corpus/lm-text.txt.gz; fi
-  if [ -n "$lm_text" ]; then step+=(--text "$lm_text"); fi
-  run "${step[@]}"
-fi
-
-# A training that has the cores for itself runs as two processes: on two cores it is twice as fast as with two threads.
-trainer=(w2vbert)
-tuner=(w2vbert)  # of trainings that run beside others
-if [ "$num_nodes" -gt 1 ] || [ "$ngpu" -gt 1 ]; then  # one process for each GPU
-  trainer=(w2vbert-launch --nproc-per-node "$((ngpu > 0 ? ngpu : 1))")
-  tuner=("${trainer[@]}")
-elif [ "$ngpu" -eq 0 ] && [ "$nj" -gt 1 ]; then
-  trainer=(w2vbert-launch --nproc-per-node 2)
+  make_features_and_lm "$conf/tokenizer.yaml"
 fi
 
 if [ "$stage" -le 3 ] && [ "$stop_stage" -ge 3 ]; then

@@ -7,11 +7,16 @@
 #   start NAME COMMAND...   the same beside others that were started, at most $max_jobs at once, each with one thread
 #                           and its lines marked [NAME]; if one fails, the others are ended
 #   finish                  waits for all that were started
+#   run_in_parts COMMAND... runs a command that knows --nj and --shard; on a cluster as an array of its parts, and once
+#                           more to join them
 #
 # Where a command fails with exit code 2, its line `error: ...` is the last that run.sh prints.
 #
 # Commands end with run.sh, however it ends: after Ctrl-C and SIGTERM they are sent SIGTERM, and if run.sh is killed
 # the kernel kills them, so that a second run.sh never meets commands of a first one.
+
+# Commands at the same time: one for each core, but only one on a GPU.
+max_jobs=$((ngpu > 0 ? 1 : nj))
 
 declare -A _jobs=() _printers=()  # name of a job -> process, process that marks its lines
 _current_stage=
@@ -41,6 +46,8 @@ run() {
   wait "${_jobs[run]}"
   unset '_jobs[run]'
 }
+
+run_in_parts() { run "$@"; }
 
 start() {
   local name=$1 out

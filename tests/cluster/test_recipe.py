@@ -33,6 +33,13 @@ def test_all_stages_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
     assert (tmp_path / "exp" / "RESULTS.md").is_file()
     assert read_json(tmp_path / "exp" / "pretrain" / "run.json")["processes"] == 2
     logs = {path.name for path in (tmp_path / "exp" / "log").glob("*.log")}
-    assert {"1-prepare.log", "2-features.log", "3-pretrain.log", "4-scratch.log", "6-student+lm.log"} <= logs
+    assert {
+        "1-prepare.log",
+        "2-features-parts.2.log",
+        "2-features.log",
+        "3-pretrain.log",
+        "4-scratch.log",
+        "6-student+lm.log",
+    } <= logs
     refused = call("--stage", "3", "--stop-stage", "3", "--ngpu", "1", "--expdir", "other")
     assert refused.returncode == 2 and refused.stderr.splitlines()[-1].startswith("error: Slurm refuses it (sbatch): ")

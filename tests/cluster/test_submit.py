@@ -113,6 +113,28 @@ def test_a_training_that_is_requeued_goes_on_exactly(cluster: Cluster, prepared:
     assert len(weights) == 1 and read_metrics(tmp_path / "broken") == read_metrics(tmp_path / "whole")
 
 
+def test_features_and_labels_are_made_by_arrays(cluster: Cluster, prepared: Prepared, tmp_path: Path) -> None:
+    def array(name: str, *command: object) -> None:
+        options = ("submit", "--log", "log", "--name", name, "--parts", 2, "--", "w2vbert")
+        cluster.run(*options, *command, "--shard", "{part}/2", cwd=tmp_path)
+
+    features = ("features", prepared.manifests, "data")
+    array("features", *features)
+    assert len(list((tmp_path / "data.parts").iterdir())) == 4 and not (tmp_path / "data").exists()
+    cluster.run(*features, cwd=tmp_path)
+    for file in (prepared.data / "storage").iterdir():
+        assert (tmp_path / "data" / "storage" / file.name).read_bytes() == file.read_bytes()
+    keep_all = [
+        f"--set={key}" for key in ("max_words_per_second=100", "min_words=0", "rate_quantile=0", "dev_quantile=0")
+    ]
+    label = ("pseudo-label", "data", "labels", "--model", prepared.model, "--set", "batch_seconds=0.5", *keep_all)
+    array("label", *label)
+    log = cluster.run(*label, cwd=tmp_path)
+    assert "4 of 4 utterances of unlabelled have been labelled in parts" in log
+    assert len((tmp_path / "labels" / "labels.jsonl").read_text().splitlines()) == 4
+    assert not list(tmp_path.glob("*.parts"))
+
+
 def test_two_nodes_train_one_model(cluster: Cluster, prepared: Prepared, tmp_path: Path) -> None:
     save_config(CONFIG, tmp_path / "pretrain.yaml")
     train = ("w2vbert-launch", "--nproc-per-node", 1, "pretrain", prepared.data, "out", "--config", "pretrain.yaml")

@@ -1,9 +1,13 @@
 """Tiny corpora in LibriSpeech's layout, made of noise."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from lhotse import MonoCut
+
+from w2vbert.data.features import FeatureConfig, plan_files, store_chunk
 
 RATE_HZ = 16000
 
@@ -45,6 +49,14 @@ def write_corpus(corpus: Path) -> Path:
     write_subset(corpus / "a-test", ("31",), 2)
     write_subset(corpus / "a-more", ("41", "42"), 2, labelled=False)
     return corpus
+
+
+def store(
+    cuts: Iterable[MonoCut], folder: Path, config: FeatureConfig | None = None, name: str = "train"
+) -> list[MonoCut]:
+    """Stores features of cuts in a folder; the cuts with features attached."""
+    jobs = plan_files(name, list(cuts), folder, config or FeatureConfig())
+    return [cut for job in jobs for cut in store_chunk(job, folder)]
 
 
 def truncate(path: Path, share: float) -> None:

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,17 @@ def test_a_truncated_wav_and_samples_that_are_no_numbers_are_found(tmp_path: Pat
     assert check_audio(path).problem == "samples that are no numbers"
     soundfile.write(path, samples[:0], 16000)
     assert check_audio(path).problem == "no samples"
+
+
+def test_a_file_that_may_not_be_read_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    path = write_utterance(tmp_path / "a", "1-1-0000", "TEXT")
+    path.chmod(0)
+    obey = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []  # as root, too
+    if obey and subprocess.run([*obey, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("root reads all files here")
+    code = "import sys; from pathlib import Path; from w2vbert.data.corpora import check_audio as check\n"
+    command = [*obey, sys.executable, "-c", f"{code}print(check(Path(sys.argv[1])).problem)", str(path)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "no permission to read\n"
 
 
 def test_other_sampling_rates_are_resampled_when_loaded(tmp_path: Path) -> None:

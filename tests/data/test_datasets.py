@@ -10,10 +10,10 @@ import pytest
 import torch
 from lhotse import CutSet
 
-from tests.data.corpus_factory import noise, truncate, write_utterance
+from tests.data.corpus_factory import noise, store, truncate, write_utterance
 from w2vbert.data.corpora import CorpusConfig, read_split
 from w2vbert.data.datasets import SpeechDataset, check_manifest, read_frames
-from w2vbert.data.features import FeatureConfig, features_of_waveform, normalize, store_features
+from w2vbert.data.features import FeatureConfig, features_of_waveform, normalize
 from w2vbert.errors import UserError
 
 SECONDS = {"11-7-0000": 1.0, "11-7-0001": 0.3, "12-7-0000": 2.5, "12-7-0001": 0.06}
@@ -26,11 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, (name, seconds) in enumerate(SECONDS.items()):
         write_utterance(folder / "a", name, f"WORD {number}", noise(seconds, seed=number))
         write_utterance(folder / "u", f"9{name}", None, noise(seconds, seed=number))
-    splits = {}
     for name, subset in (("train", "a"), ("unlabelled", "u")):
         config = CorpusConfig(folder, {name: (subset,)}, min_seconds=0.0)
-        splits[name] = read_split(config, name, jobs=1).cuts()
-    for name, cuts in store_features(splits, folder, folder, FeatureConfig(), jobs=1).items():
+        cuts = store(read_split(config, name, jobs=1).cuts(), folder, name=name)
         CutSet.from_cuts(cuts).to_file(folder / f"cuts_{name}.jsonl.gz")
     return folder
 

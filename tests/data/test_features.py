@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.data.corpus_factory import noise, truncate, write_corpus, write_utterance
+from tests.data.corpus_factory import noise, store, truncate, write_corpus, write_utterance
 from w2vbert.data.corpora import CorpusConfig, Split, read_split
 from w2vbert.data.features import (
     W2V_BERT_2,
@@ -12,7 +12,8 @@ from w2vbert.data.features import (
     add_speeds,
     features_of_waveform,
     normalize,
-    store_features,
+    plan_files,
+    store_chunk,
 )
 from w2vbert.errors import UserError
 
@@ -28,7 +29,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 def test_stored_features_equal_those_of_the_waveform(split: Split, tmp_path: Path) -> None:
     config = FeatureConfig()
-    stored = store_features({"train": split.cuts()}, tmp_path, tmp_path, config, jobs=1)["train"]
+    stored = store(split.cuts(), tmp_path)
     assert [cut.id for cut in stored] == [r.id for r in split.recordings]
     for cut in stored:
         samples = torch.from_numpy(cut.load_audio()[0])
@@ -37,23 +38,17 @@ def test_stored_features_equal_those_of_the_waveform(split: Split, tmp_path: Pat
         assert torch.equal(features, features_of_waveform(samples, config)), cut.id
 
 
-def test_values_do_not_depend_on_the_number_of_processes(
+def test_cuts_are_shared_out_in_order_and_point_to_where_the_features_will_lie(
     split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("w2vbert.data.features.CUTS_PER_FILE", 3)
-    files = []
-    for jobs in (1, 2):
-        folder = tmp_path / str(jobs)
-        folder.mkdir()
-        store_features({"train": split.cuts(), "dev": split.cuts()}, folder, folder, FeatureConfig(), jobs)
-        files.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert files[0] == files[1] and len(files[0]) == 6
-
-
-def test_cuts_point_to_where_the_features_will_lie(split: Split, tmp_path: Path) -> None:
     aside, final = tmp_path / "aside", tmp_path / "final"
     aside.mkdir()
-    (cut, *_) = store_features({"x": split.cuts()}, aside, final, FeatureConfig(), jobs=1)["x"]
+    cuts = list(split.cuts())
+    jobs = plan_files("x", cuts, final, FeatureConfig())
+    assert [job.file.name for job in jobs] == ["x-00000.lca", "x-00001.lca", "x-00002.lca"]
+    assert [cut for job in jobs for cut in job.cuts] == cuts and len(jobs[0].cuts) == 3
+    (cut, *_) = store_chunk(jobs[0], aside)
     aside.rename(final)
     assert cut.load_features().shape[1] == 80
 
@@ -62,7 +57,7 @@ def test_copies_at_other_speeds_are_shorter_or_longer_and_say_the_same(split: Sp
     cuts = [cut for cut in split.cuts() if cut.id in ("11-8-0000", "11-8-0001")]
     copies = list(add_speeds(cuts, (0.9, 1.1)))
     assert [cut.id for cut in copies[:4]] == ["11-8-0000", "11-8-0000_sp0.9", "11-8-0000_sp1.1", "11-8-0001"]
-    stored = store_features({"x": copies}, tmp_path, tmp_path, FeatureConfig(), jobs=1)["x"]
+    stored = store(copies, tmp_path)
     assert [cut.num_frames for cut in stored] == [1234, 1371, 1122, 100, 111, 91]
     for cut in stored:
         assert len(cut.load_features()) == cut.num_frames and cut.load_features().std() > 0.5
@@ -75,7 +70,7 @@ def test_pitch_follows_the_speed(tmp_path: Path) -> None:
     tone = 0.3 * torch.sin(2 * torch.pi * 1000 / 16000 * torch.arange(16000)).numpy()
     write_utterance(tmp_path / "a", "1-1-0000", "TONE", tone)
     cuts = read_split(CorpusConfig(tmp_path, {"train": ("a",)}), "train", jobs=1).cuts()
-    stored = store_features({"x": add_speeds(cuts, (0.8, 1.25))}, tmp_path, tmp_path, FeatureConfig(), jobs=1)["x"]
+    stored = store(add_speeds(cuts, (0.8, 1.25)), tmp_path)
     loudest = [int(cut.load_features()[20:60].mean(0).argmax()) for cut in stored]
     assert loudest[1] < loudest[0] < loudest[2]
 
@@ -107,7 +102,7 @@ def test_features_of_w2v_bert_2_are_those_of_transformers(samples: int) -> None:
 
 def test_cuts_are_as_long_as_their_frames_where_edges_are_snipped(split: Split, tmp_path: Path) -> None:
     cuts = [cut.truncate(duration=0.02) if cut.id.endswith("0000") else cut for cut in split.cuts()]
-    stored = store_features({"train": cuts}, tmp_path, tmp_path, W2V_BERT_2, jobs=1)["train"]
+    stored = store(cuts, tmp_path, W2V_BERT_2)
     for before, after in zip(cuts, stored, strict=True):
         samples = before.load_audio().shape[1]
         frames = max(1 + (samples - 400) // 160, 1)
@@ -147,13 +142,12 @@ def test_audio_damaged_after_its_manifest_was_made_is_a_clear_error(tmp_path: Pa
     split = read_split(CorpusConfig(tmp_path, {"train": ("a",)}), "train", jobs=1)
     truncate(path, 0.5)
     with pytest.raises(UserError, match="1-1-0000.flac cannot be decoded"):
-        store_features({"train": split.cuts()}, tmp_path, tmp_path, FeatureConfig(), jobs=1)
+        store(split.cuts(), tmp_path)
 
 
 def test_another_sampling_rate_than_the_configs_is_refused(split: Split, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="16000 Hz, the config 8000 Hz"):
-        config = FeatureConfig(sampling_rate_hz=8000, high_hz=3800)
-        store_features({"train": split.cuts()}, tmp_path, tmp_path, config, jobs=1)
+        store(split.cuts(), tmp_path, FeatureConfig(sampling_rate_hz=8000, high_hz=3800))
 
 
 @pytest.mark.parametrize(

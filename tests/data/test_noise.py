@@ -8,8 +8,8 @@ import soundfile
 import torch
 from lhotse import CutSet
 
-from tests.data.corpus_factory import RATE_HZ, noise, truncate
-from w2vbert.data.features import FeatureConfig, features_of_waveform, store_features
+from tests.data.corpus_factory import RATE_HZ, noise, store, truncate
+from w2vbert.data.features import FeatureConfig, features_of_waveform
 from w2vbert.data.noise import NoiseConfig, NoiseMixer, mix_noise, noise_cuts
 from w2vbert.errors import UserError
 
@@ -30,7 +30,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truncate(folder / "broken.flac", 0.5)
     cuts = list(noise_cuts(folder, RATE_HZ))
     assert [cut.id for cut in cuts] == ["noise-deep-long", "noise-short"]
-    stored = store_features({"noise": cuts}, folder, folder, FeatureConfig(), jobs=1)["noise"]
+    stored = store(cuts, folder)
     assert [cut.num_frames for cut in stored] == [600, 40]
     CutSet.from_cuts(stored).to_file(folder / "cuts_noise.jsonl.gz")
     return folder / "cuts_noise.jsonl.gz"

@@ -135,6 +135,10 @@ def test_on_slurm_each_command_is_submitted(recipe: Recipe) -> None:
     assert asked == "submit --log exp/log --name 3-pretrain --nodes 2 --gpus 8 --cpus 3 --option=--time=60"
     assert command == f"{launch} pretrain data/fbank exp/pretrain --config conf/pretrain.yaml"
     assert jobs["2-features"][0].endswith("--nodes 1 --gpus 0 --cpus 3")
+    features = "w2vbert features data/manifests data/fbank --nj 3"
+    assert jobs["2-features-parts"][0].endswith("--nodes 1 --gpus 0 --cpus 1 --parts 3")
+    assert jobs["2-features-parts"][1] == f"{features} --nj 1 --shard {{part}}/3" and jobs["2-features"][1] == features
+    assert list(jobs)[:2] == ["2-features-parts", "2-features"]
     assert jobs["4-scratch"][0].startswith("submit --log exp/log --name 4-scratch --nodes 2 --gpus 8 ")
     assert jobs["6-student+lm"][0].endswith("--nodes 1 --gpus 1 --cpus 3")
     assert jobs["4-finetune"][1].startswith(f"{launch} finetune ")
@@ -244,32 +248,33 @@ def test_works_from_another_folder(recipe: Recipe, tmp_path: Path) -> None:
     assert pretrain == f"pretrain data/fbank {tmp_path}/exp/pretrain --config {conf}/pretrain.yaml"
 
 
+def tools_alone(recipe: Recipe) -> Path:
+    """A folder with all of PATH that is needed, without any w2vbert and Slurm."""
+    tools = recipe.fake.parent / "tools"
+    tools.mkdir()
+    for name in "bash dirname env nproc setpriv sh true tr sleep sed mkdir cp cat".split():
+        found = shutil.which(name)
+        if found:
+            (tools / name).symlink_to(found)
+    return tools
+
+
+def test_without_slurm_one_line_says_so(recipe: Recipe) -> None:
+    environment = {"PATH": f"{recipe.fake}:{tools_alone(recipe)}"}
+    command = [recipe.script, "--cmd", "slurm"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=30)
+    assert result.returncode == 2 and result.stdout == "" and not recipe.calls()
+    assert result.stderr.startswith("error: --cmd slurm: there is no Slurm here (no sbatch on PATH): ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_without_w2vbert_on_path_the_project_is_set_up(recipe: Recipe) -> None:
     project = recipe.folder.parent.parent
     (project / "bin").mkdir()
     setup = project / "bin" / "setup"
     setup.write_text("#!/bin/sh\nexit 2\n")
     setup.chmod(0o755)
-    tools = recipe.fake.parent / "tools"  # all of PATH that is needed, without any w2vbert
-    tools.mkdir()
-    for name in (
-        "bash",
-        "dirname",
-        "env",
-        "nproc",
-        "setpriv",
-        "sh",
-        "true",
-        "tr",
-        "sleep",
-        "sed",
-        "mkdir",
-        "cp",
-        "cat",
-    ):
-        found = shutil.which(name)
-        if found:
-            (tools / name).symlink_to(found)
+    tools = tools_alone(recipe)
 
     def run() -> int:
         command = [recipe.script, "--stage", "3", "--stop-stage", "3"]

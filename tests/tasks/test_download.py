@@ -1,7 +1,9 @@
 """Downloads from a server on this machine."""
 
+import errno
 import hashlib
 import io
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -178,6 +180,28 @@ def test_each_mistake_is_one_line(
     assert "refused, after 0.0 MiB; the same command goes on" in error_of("dev-clean")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     assert "MiB are free there" in error_of("dev-clean", "--mirror", server.url)
+
+
+@pytest.mark.parametrize("step", ["fetch", "unpack"])
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "no space left on device"), (errno.EDQUOT, "disk quota")])
+def test_a_disk_that_fills_up_is_one_line_and_what_has_come_stays(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int, words: str
+) -> None:
+    data = make_archive(*FILES)
+    offer(server, monkeypatch, data)
+
+    def fill_up(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*{"fetch": (task, "progress"), "unpack": (tarfile.TarFile, "extractall")}[step], fill_up)
+        target = {"fetch": "dev-clean.tar.gz", "unpack": "LibriSpeech/dev-clean"}[step]
+        with pytest.raises(UserError, match=f"^cannot write {tmp_path}/{target}: {words}"):
+            download(tmp_path, ["dev-clean"], server.url)
+    kept = {"fetch": "dev-clean.tar.gz.part", "unpack": "dev-clean.tar.gz"}[step]
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
+    download(tmp_path, ["dev-clean"], server.url)
+    assert [path.name for path in tmp_path.iterdir()] == ["LibriSpeech"]
 
 
 def test_text_is_not_unpacked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, FeatureConfig
 from w2vbert.data.synthesis import SPLITS, SynthConfig
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
-from w2vbert.tasks import prepare
+from w2vbert.tasks import feature_parts, prepare
 
 NAMES = {"train": ["a-train", "b-train"], "dev": ["a-dev"], "test": ["a-test"], "unlabelled": ["a-more"]}
 TINY = SynthConfig(
@@ -161,8 +161,8 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare.prepare_corpus(corpus, tmp_path / "manifests", NAMES)
-    for constant in ("BYTES_PER_VALUE", "BYTES_PER_SECOND"):
-        monkeypatch.setattr(prepare, constant, 1e18)
+    monkeypatch.setattr(feature_parts, "BYTES_PER_VALUE", 1e18)
+    monkeypatch.setattr(prepare, "BYTES_PER_SECOND", 1e18)
     with pytest.raises(UserError, match="fbank will need about .* MiB, but .* are free there"):
         prepare.extract_features(tmp_path / "manifests", tmp_path / "fbank", ExtractionConfig())
     with pytest.raises(UserError, match="synth will need about"):

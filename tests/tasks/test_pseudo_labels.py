@@ -14,7 +14,7 @@ from tests.tasks.conftest import Prepared, is_up_to_date, kill, run
 from w2vbert.config import load_config
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.files import read_json
-from w2vbert.tasks.labels import LABELS_FILE, read_label_file
+from w2vbert.tasks.labels import LABELS_FILE, Teacher, read_label_file
 from w2vbert.tasks.pseudo_labels import PseudoLabelConfig
 
 KEEP_ALL = tuple(
@@ -111,6 +111,40 @@ def test_killed_and_started_again_gives_the_same_labels(prepared: Prepared, tmp_
     assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
     labels = [read_cuts(tmp_path / name / "cuts_pseudo.jsonl.gz") for name in ("out", "whole")]
     assert labels[0] == labels[1]
+
+
+def test_parts_give_what_one_call_gives(
+    prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is missing, doubled or of other settings among them."""
+    out, parts = tmp_path / "out", tmp_path / "out.parts"
+    bounds = ("--set", "dev_quantile=0.01", "--set", "min_passing_share=0", "--set", "batch_seconds=0.5")
+    base = ("pseudo-label", prepared.data, out, "--model", prepared.model, "--lm", prepared.lm, *KEEP_ALL, *bounds)
+
+    def result() -> list[object]:
+        return [
+            (out / LABELS_FILE).read_text(),
+            read_cuts(out / "cuts_pseudo.jsonl.gz"),
+            read_json(out / "report.json"),
+        ]
+
+    run(*base)
+    whole = result()
+    shutil.rmtree(out)
+    run(*base, "--set", "fusion.ngram=0.9", "--shard", "1/3")
+    run(*base, "--shard", "2/2")
+    run(*base, "--shard", "2/4")  # its batches are in 2/2, too
+    assert sorted(os.listdir(parts)) == ["1-of-3", "2-of-2", "2-of-4"] and not out.exists()
+    labelled = []
+    label = Teacher.label
+    monkeypatch.setattr(Teacher, "label", lambda teacher, batch: labelled.extend(batch.ids) or label(teacher, batch))
+    caplog.clear()
+    run(*base)
+    assert result() == whole and os.listdir(tmp_path) == ["out"]
+    assert len(labelled) == len(set(labelled)) == 3, "each other batch of 4 and of 2"
+    assert "1-of-3 is damaged, or was made with other settings" in caplog.text
+    assert "2 of 4 utterances of unlabelled have been labelled in parts" in caplog.text
+    assert is_up_to_date(caplog, *base, "--shard", "1/2") and os.listdir(tmp_path) == ["out"]
 
 
 def test_dev_is_the_measure(prepared: Prepared, tmp_path: Path, fails: Callable[..., str]) -> None:

@@ -62,6 +62,25 @@ def test_without_slurm_one_line_says_so(
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: there is no Slurm here (no squeue on PATH)")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["invalid partition specified: nowhere", "Batch job submission failed: Invalid partition name specified"],
+        ["Batch job submission failed: Job violates accounting/QOS policy (job submit limit, size or time limits)"],
+    ],
+)
+def test_what_slurm_refuses_is_one_line(
+    said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "said").write_text("".join(f"sbatch: error: {line}\n" for line in said))
+    for name, script in (("sbatch", f"cat {tmp_path}/said >&2; exit 1"), ("squeue", "true")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert cli.main(["submit", "--log", str(tmp_path / "log"), "--", "true"]) == 2
+    assert capsys.readouterr().err == f"error: Slurm refuses it (sbatch): {'; '.join(said)}\n"
+
+
 FAKE = """#!/bin/sh
 here=$(dirname "$0")
 case ${0##*/} in

@@ -1,20 +1,31 @@
 """Commands that extract features, write shards of audio, and train tokenizers."""
 
-from w2vbert.cli.options import Config, Force, Jobs, Manifests, Out, Set, app
+from w2vbert.cli.options import Config, Force, Jobs, Manifests, Out, Set, ShardOf, app
 from w2vbert.config import load_config
 from w2vbert.stages import skipping_what_is_done
+from w2vbert.tasks.shards import parse_shard
 
 
 @app.command()
 @skipping_what_is_done
 def features(
-    manifests: Manifests, out: Out, nj: Jobs = 1, config: Config = None, set_: Set = None, force: Force = False
+    manifests: Manifests,
+    out: Out,
+    nj: Jobs = 1,
+    shard: ShardOf = None,
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
 ) -> None:
-    """Extract and store filter banks."""
+    """Extract and store filter banks.
+
+    What is finished before a failure is kept.
+    """
+    own = parse_shard(shard) if shard else None
     from w2vbert.data.features import ExtractionConfig
     from w2vbert.tasks import prepare as task
 
-    task.extract_features(manifests, out, load_config(ExtractionConfig, config, set_ or []), nj, force)
+    task.extract_features(manifests, out, load_config(ExtractionConfig, config, set_ or []), nj, force, own)
 
 
 @app.command()

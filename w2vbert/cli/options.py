@@ -17,6 +17,10 @@ Set = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Do it again even if OUT is up to date.")]
 Jobs = Annotated[int, typer.Option("--nj", min=1, help="Processes to use.")]
+ShardOf = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Make part I of N alone; a call without this joins them."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")]
 Manifests = Annotated[Path, typer.Argument(metavar="MANIFESTS", help="Folder made by `prepare corpus`.")]

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from w2vbert.cli.options import Config, Data, Force, LmFolders, Lodr, MaxHours, Model, Out, Set, Tokenizer, app
+from w2vbert.cli.options import Config, Data, Force, LmFolders, Lodr, MaxHours, Model, Out, Set, ShardOf, Tokenizer, app
 from w2vbert.stages import skipping_what_is_done
+from w2vbert.tasks.shards import parse_shard
 
 
 @app.command("import")
@@ -89,15 +90,18 @@ def pseudo_label(
     model: Model,
     lm: LmFolders = None,
     lodr: Lodr = None,
+    shard: ShardOf = None,
     config: Config = None,
     set_: Set = None,
     force: Force = False,
 ) -> None:
     """Label the unlabelled split with a recogniser, without the doubtful."""
+    own = parse_shard(shard) if shard else None
     from w2vbert.tasks import fusion
     from w2vbert.tasks import pseudo_labels as task
 
-    task.pseudo_label(data, out, model, fusion.LanguageModels(tuple(lm or ()), lodr), config, set_ or [], force)
+    lms = fusion.LanguageModels(tuple(lm or ()), lodr)
+    task.pseudo_label(data, out, model, lms, config, set_ or [], force, own)
 
 
 @app.command("self-train")

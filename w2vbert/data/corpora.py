@@ -277,8 +277,15 @@ def check_audio(path: Path, listen: Callable[[NDArray[np.float32], int], None] |
             if samples != file.frames:
                 return AudioCheck(samples, rate_hz, "truncated")
     except soundfile.LibsndfileError:
-        return AudioCheck(samples, rate_hz, "empty file" if path.stat().st_size == 0 else "damaged or truncated")
+        return AudioCheck(samples, rate_hz, _tell_damage(path))
     return AudioCheck(samples, rate_hz, None if samples else "no samples")
+
+
+def _tell_damage(path: Path) -> str:
+    """Why a file cannot be decoded."""
+    if not os.access(path, os.R_OK):
+        return "no permission to read"
+    return "empty file" if path.stat().st_size == 0 else "damaged or truncated"
 
 
 def can_resample(rate_hz: int) -> bool:

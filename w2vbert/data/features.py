@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from w2vbert.data.parallel import map_in_processes
 from w2vbert.errors import UserError
-from w2vbert.log import progress
 
 # torch and lhotse take seconds to import: not before a step knows that it has work to do.
 if TYPE_CHECKING:
@@ -109,8 +107,7 @@ class StorageJob:
     """Cuts whose features go into one file."""
 
     cuts: tuple[MonoCut, ...]
-    file: Path  # to write now
-    final_file: Path  # where it will lie when the step is finished, for the manifest
+    file: Path  # where it will lie in the end, for the manifest
     config: FeatureConfig
 
 
@@ -118,7 +115,7 @@ def features_of_waveform(samples: Tensor, config: FeatureConfig) -> Tensor:
     """Raw features (T, F) float32 of samples (N,) float32 in [-1, 1] at the config's rate.
 
     T = N / shift, rounded; with `snip_edges` 1 + (N - length) / shift, rounded down.
-    They are equal, bit for bit, to those that `store_features` writes for the same samples.
+    They are equal, bit for bit, to those that `store_chunk` writes for the same samples.
 
     Raises:
         ValueError: samples are not a vector, or are fewer than one frame.
@@ -153,40 +150,25 @@ def add_speeds(cuts: Iterable[MonoCut], speeds: Sequence[float]) -> Iterator[Mon
             yield cut.perturb_speed(speed)
 
 
-def store_features(
-    splits: Mapping[str, Iterable[MonoCut]], folder: Path, final_folder: Path, config: FeatureConfig, jobs: int
-) -> dict[str, list[MonoCut]]:
-    """Extract and store the features of all cuts; returns the same cuts with features attached, in the same order.
+def plan_files(name: str, cuts: Sequence[MonoCut], folder: Path, config: FeatureConfig) -> list[StorageJob]:
+    """The files `NAME-00000.lca` and so on into which the features of cuts go, in order; `folder` holds them then."""
+    begins = range(0, max(len(cuts), 1), CUTS_PER_FILE)  # no cuts: an empty file
+    return [
+        StorageJob(tuple(cuts[begin : begin + CUTS_PER_FILE]), folder / f"{name}-{number:05d}.lca", config)
+        for number, begin in enumerate(begins)
+    ]
 
-    Args:
-        splits: name -> cuts.
-        folder: existing folder to write `NAME-00000.lca` and so on into.
-        final_folder: where `folder` will lie in the end; the cuts point there.
-        jobs: number of processes; the files do not depend on it.
+
+def store_chunk(job: StorageJob, folder: Path) -> list[MonoCut]:
+    """Extract the features of a job and store them in `folder`, in a file of the job's name.
+
+    With `snip_edges` the cuts become as short as their frames: Lhotse counts frames by time.
+
+    Returns:
+        The cuts with features attached, in their order.
 
     Raises:
         UserError: audio cannot be read, or has another sampling rate than the config.
-    """
-    tasks, names = [], []
-    for name, cuts in splits.items():
-        whole = tuple(cuts)
-        for begin in range(0, len(whole), CUTS_PER_FILE):
-            file = f"{name}-{begin // CUTS_PER_FILE:05d}.lca"
-            own = whole[begin : begin + CUTS_PER_FILE]
-            tasks.append(StorageJob(own, folder / file, final_folder / file, config))
-            names.append(name)
-    stored: dict[str, list[MonoCut]] = {name: [] for name in splits}
-    with progress(total=sum(len(task.cuts) for task in tasks), desc="features", unit="utterances") as bar:
-        for name, chunk in zip(names, map_in_processes(store_chunk, tasks, jobs), strict=True):
-            stored[name].extend(chunk)
-            bar.update(len(chunk))
-    return stored
-
-
-def store_chunk(job: StorageJob) -> list[MonoCut]:
-    """Write the features of one `StorageJob` and return its cuts with features attached.
-
-    With `snip_edges` the cuts become as short as their frames: Lhotse counts frames by time.
     """
     import torch
     from lhotse import Features, LilcomChunkyWriter
@@ -195,7 +177,10 @@ def store_chunk(job: StorageJob) -> list[MonoCut]:
 
     torch.set_num_threads(1)  # one utterance at a time, several processes: faster than many threads
     config, stored = job.config, []
-    with LilcomChunkyWriter(job.file, tick_power=TICK_POWER) as writer, audio_backend(LibsndfileBackend()):
+    with (
+        LilcomChunkyWriter(folder / job.file.name, tick_power=TICK_POWER) as writer,
+        audio_backend(LibsndfileBackend()),
+    ):
         for cut in job.cuts:
             if cut.sampling_rate != config.sampling_rate_hz:
                 raise UserError(f"{cut.id} has {cut.sampling_rate} Hz, the config {config.sampling_rate_hz} Hz")
@@ -216,7 +201,7 @@ def store_chunk(job: StorageJob) -> list[MonoCut]:
                 start=cut.start,
                 duration=cut.duration,
                 storage_type=writer.name,
-                storage_path=str(job.final_file),
+                storage_path=str(job.file),
                 storage_key=writer.write(cut.id, features),
                 channels=cut.channel,
             )

@@ -16,8 +16,8 @@ from w2vbert.data.features import FeatureConfig
 
 EMPHASIS = 0.97
 FLOOR = torch.finfo(torch.float32).eps  # of energies
-FRAMES_AT_ONCE = 256  # on a CPU: what is computed with stays in its cache
-BLOCKS = 2  # of mel bins; each looks only at its own lines of the spectrum
+FRAMES_AT_ONCE = 512  # at most, on a CPU: what is computed with stays in its cache
+BLOCK = 16  # mel bins, as many as a CPU multiplies at once; each block looks only at its own lines of the spectrum
 
 
 class Filterbanks:
@@ -36,7 +36,7 @@ class Filterbanks:
         self._window = create_frame_window(self.length, window_type="povey").to(device)  # (L,), 0 at its first sample
         self._mean_window = (EMPHASIS - 1.0) * self._window
         mel, _ = get_mel_banks(config.num_mel_bins, self.fft_length, rate, config.low_hz, config.high_hz)
-        self._blocks = [_block(mel.float(), bins, device) for bins in torch.arange(len(mel)).tensor_split(BLOCKS)]
+        self._blocks = [_block(mel.float(), bins, device) for bins in torch.arange(len(mel)).split(BLOCK)]
 
     def __call__(self, samples: Tensor, start: int = 0, frames: int | None = None) -> Tensor:
         """Raw features of one utterance.
@@ -70,31 +70,42 @@ class Filterbanks:
 
     def of_span(self, samples: Tensor, before: int, after: int) -> Tensor:
         """Raw features (T, F) of a stretch (N,) float32 whose ends are mirrored for `before` and `after` samples."""
+        count = (before + len(samples) + after - self.length) // self.shift + 1
+        features = torch.empty(count, self.config.num_mel_bins, device=self.device)
+        with torch.inference_mode():  # small operations take half as long; `features` is an ordinary tensor
+            self._fill(features, self._mirrored(samples, before, after))
+        return features
+
+    def _mirrored(self, samples: Tensor, before: int, after: int) -> Tensor:
+        """The stretch, scaled, and what is mirrored at its ends."""
         end = before + len(samples)
         signal = self._room("signal", end + after)
         torch.mul(samples.to(self.device), self.config.scale, out=signal[before:end])
         signal[:before] = signal[before : 2 * before].flip(0)
         signal[end:] = signal[end - after : end].flip(0)
+        return signal
+
+    def _fill(self, features: Tensor, signal: Tensor) -> None:
+        """Writes features (T, F) of a signal (N,), in blocks of equal size, the last of which may begin earlier."""
+        count, lines = len(features), self.fft_length // 2 + 1
+        step = math.ceil(count / math.ceil(count / FRAMES_AT_ONCE)) if self.device.type == "cpu" else count
         emphasised = self._room("emphasised", len(signal))  # its first value meets the window's 0
         torch.sub(signal[1:], signal[:-1], alpha=EMPHASIS, out=emphasised[1:])
-        count = (len(signal) - self.length) // self.shift + 1
+        strided = emphasised.as_strided((count, self.length), (self.shift, 1))
         means = self._frame_means(signal)
-        features = torch.empty(count, self.config.num_mel_bins, device=self.device)
-        step = min(FRAMES_AT_ONCE, count) if self.device.type == "cpu" else count
-        lines = self.fft_length // 2 + 1
         frames = self._room("frames", step * self.fft_length).view(step, self.fft_length)  # 0 from L on
+        windowed = frames[:, : self.length]
         power = self._room("power", step * lines).view(step, lines)
-        for begin in range(0, count, step):
-            size = min(step, count - begin)
-            strided = emphasised.as_strided((size, self.length), (self.shift, 1), begin * self.shift)
-            windowed = frames[:size, : self.length]
-            torch.mul(strided, self._window, out=windowed)
-            windowed.addr_(means[begin : begin + size], self._mean_window)
-            spectrum = torch.view_as_real(torch.fft.rfft(frames[:size])).square_()  # (T, lines, 2)
-            torch.add(spectrum[..., 0], spectrum[..., 1], out=power[:size])
-            for columns, rows, block in self._blocks:
-                torch.mm(power[:size, rows], block, out=features[begin : begin + size, columns])
-        return features.clamp_(min=FLOOR).log_()
+        blocks = [(columns, power[:, rows], mel) for columns, rows, mel in self._blocks]
+        for start in range(0, count, step):
+            begin = min(start, count - step)
+            torch.mul(strided[begin : begin + step], self._window, out=windowed)
+            windowed.addr_(means[begin : begin + step], self._mean_window)
+            real, imaginary = torch.view_as_real(torch.fft.rfft(frames)).square_().unbind(-1)  # (T, lines)
+            torch.add(real, imaginary, out=power)
+            for columns, seen, mel in blocks:
+                torch.mm(seen, mel, out=features[begin : begin + step, columns])
+        features.clamp_(min=FLOOR).log_()
 
     def _frame_means(self, signal: Tensor) -> Tensor:
         """Mean (T,) of the samples of each frame, from sums over the stretches that frames share."""

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from w2vbert.errors import UserError
-from w2vbert.files import PARTIAL, check_space, lock_folder, real_path, remove_tree
+from w2vbert.files import PARTIAL, check_space, lock_folder, naming, real_path, remove_tree
 from w2vbert.log import logger, progress
 
 BLOCK_BYTES = 1 << 20
@@ -116,7 +116,7 @@ def fetch(url: str, target: Path, md5: str) -> Path:
     What has come stands in `TARGET.part`; an interrupted download goes on from there.
 
     Raises:
-        UserError: it cannot be had, or is not what it should be.
+        UserError: it cannot be had, is not what it should be, or the disk is full.
     """
     if target.is_file():
         if _md5(target) == md5:
@@ -127,7 +127,9 @@ def fetch(url: str, target: Path, md5: str) -> Path:
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            if _fetch_rest(url, part):
+            with naming(target, part):
+                whole = _fetch_rest(url, part)
+            if whole:
                 break
             reason = "the connection broke"
         except urllib.error.HTTPError as error:
@@ -176,7 +178,7 @@ def unpack(archive: Path, out: Path, folder: str) -> None:
     """Unpacks a tar archive so that `out/folder` appears whole or not at all.
 
     Raises:
-        UserError: the archive is damaged, or does not hold the folder.
+        UserError: the archive is damaged, does not hold the folder, or the disk is full.
     """
     logger.info("unpacking %s", archive.name)
     check_space(out, archive.stat().st_size)
@@ -184,7 +186,7 @@ def unpack(archive: Path, out: Path, folder: str) -> None:
     remove_tree(aside)
     try:
         try:
-            with tarfile.open(archive) as tar:
+            with naming(out / folder, aside), tarfile.open(archive) as tar:
                 tar.extractall(aside, filter="data")
         except (tarfile.TarError, EOFError, zlib.error) as error:
             raise UserError(f"{archive} is damaged ({error}): remove it, and it is fetched anew") from error

@@ -97,8 +97,8 @@ class FinetuneConfig:
         loss: weights of the losses.
         train: the loop.
         encoder_optim, decoder_optim: schedules of the encoder and of everything else. During the `freeze_steps` of
-            the encoder it stands still as a whole: no gradient, no dropout, and BatchNorm keeps its statistics. One from
-            scratch has nothing to keep: it learns from the first step.
+            the encoder it stands still as a whole: no gradient, no dropout, and BatchNorm keeps its statistics. One
+            from scratch has nothing to keep: it learns from the first step.
         encoder_layer_decay: factor of the learning rate from a block of the encoder to the one below it (ELECTRA;
             0.7 to 0.95 with few labels); 1: all learn alike.
         freeze_feature_encoder: keep the pre-trained convolutions as they are (paper); not from scratch.

@@ -102,23 +102,23 @@ class Teacher:
         return hypothesis.scores[self.scorers[0].name] / (len(hypothesis.tokens) + 1)  # with the end of the sentence
 
 
-def label_dataset(
-    teacher: Teacher, dataset: SpeechDataset, batch_seconds: float, world: World, name: str
-) -> list[Label]:
-    """Labels of all utterances in the order of the dataset, in every process; the processes share the work.
-
-    The batches are the same however many processes there are, and so are the labels.
-    """
+def group_utterances(dataset: SpeechDataset, batch_seconds: float) -> list[list[int]]:
+    """All utterances in batches, longest first: the same however many processes label them, and so are the labels."""
     order = sorted(range(len(dataset)), key=lambda i: -dataset.frames[i])
-    groups = group_by_seconds(order, dataset.frames, batch_seconds)[world.rank :: world.size]
+    return group_by_seconds(order, dataset.frames, batch_seconds)
+
+
+def label_groups(
+    teacher: Teacher, dataset: SpeechDataset, groups: Sequence[Sequence[int]], world: World, name: str
+) -> dict[str, Label]:
+    """Labels of the utterances of some batches by their ids, in every process; the processes share the work."""
     found = [
         label
-        for group in progress(groups, desc=f"label {name}", unit="batches")
+        for group in progress(groups[world.rank :: world.size], desc=f"label {name}", unit="batches")
         for label in teacher.label(dataset.batch(group))
     ]
     lines = world.gather([json.dumps(asdict(label)) for label in found])
-    by_id = {label.id: label for label in (Label(**json.loads(line)) for line in lines)}
-    return [by_id[id] for id in dataset.ids]
+    return {label.id: label for label in (Label(**json.loads(line)) for line in lines)}
 
 
 def write_label_file(path: Path, labels: Sequence[Label], dropped: Mapping[str, str] = MappingProxyType({})) -> None:

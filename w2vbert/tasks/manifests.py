@@ -1,5 +1,7 @@
 """What stage 1 leaves: Lhotse manifests of the splits, and a report on what is in them and what was dropped."""
 
+import gzip
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,17 @@ def write_split(split: Split, folder: Path) -> None:
     RecordingSet.from_recordings(split.recordings).to_file(folder / f"recordings_{split.name}.jsonl.gz")
     SupervisionSet.from_segments(split.supervisions).to_file(folder / f"supervisions_{split.name}.jsonl.gz")
     CutSet.from_cuts(split.cuts()).to_file(cuts_file(folder, split.name))
+
+
+def join_manifests(sources: Sequence[Path], target: Path) -> None:
+    """One compressed file of several, such as parts have left: gzip reads them as one. Sources may be missing."""
+    with target.open("wb") as joined:
+        for source in sources:
+            if source.is_file():  # a part without any usable recording has written nothing
+                with source.open("rb") as part:
+                    shutil.copyfileobj(part, joined)
+        if not joined.tell():
+            joined.write(gzip.compress(b""))
 
 
 def write_report(folder: Path, corpus: Path, summary: Mapping[str, Mapping[str, Any]], warnings: Sequence[str]) -> None:

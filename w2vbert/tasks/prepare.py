@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from w2vbert.config import save_config, to_dict
 from w2vbert.data.corpora import SPLITS, CorpusConfig, check_subsets, read_split
-from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, add_speeds, store_features
+from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, add_speeds
 from w2vbert.data.synthesis import SPLITS as SYNTH_SPLITS
 from w2vbert.data.synthesis import SynthConfig, write_corpus
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
@@ -15,13 +15,15 @@ from w2vbert.errors import UserError
 from w2vbert.files import check_space, real_path
 from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step
+from w2vbert.tasks.feature_parts import FeaturePart, join_parts, make_missing, plan_parts
 from w2vbert.tasks.manifests import cuts_file, find_warnings, summarise, write_report, write_split
+from w2vbert.tasks.shards import Shard, shard_of
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
 
-BYTES_PER_VALUE = 1.2  # of stored features: 1.14 over the synthetic corpus of recipes/mini
-BYTES_PER_SECOND = 20_000  # of synthetic speech as FLAC: 19 700 over the same corpus
+STORAGE = "storage"
+BYTES_PER_SECOND = 20_000  # of synthetic speech as FLAC: 19 700 over the corpus of recipes/mini
 
 
 def prepare_synth(out: Path, config: SynthConfig, jobs: int | None = None, force: bool = False) -> bool:
@@ -64,16 +66,25 @@ def prepare_corpus(
     return run_step(step, lambda folder: _write_manifests(config, folder, jobs), force)
 
 
-def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs: int = 1, force: bool = False) -> bool:
+def extract_features(
+    manifests: Path,
+    out: Path,
+    config: ExtractionConfig,
+    jobs: int = 1,
+    force: bool = False,
+    shard: Shard | None = None,
+) -> bool:
     """Store the features of all splits in `manifests`, and of noise; False if up to date.
 
     With `stored: false` only manifests are written, cut by cut, which say how features are computed when they are read.
 
-    `out` gets `cuts_{split}.jsonl.gz`, `cuts_noise.jsonl.gz` if asked for, and the features under `storage/`.
+    `out` gets `cuts_{split}.jsonl.gz`, `cuts_noise.jsonl.gz` if asked for, and the features under `storage/`. Until all
+    are there, finished parts stand in `OUT.parts`: a call makes those that are missing, and joins them.
 
     Args:
         manifests: folder of `prepare_corpus`.
         jobs: number of processes.
+        shard: make these of the parts only, and leave the joining to a call without it.
 
     Raises:
         UserError: there are no manifests, their audio or the noise cannot be read, or the disk is too small.
@@ -85,31 +96,37 @@ def extract_features(manifests: Path, out: Path, config: ExtractionConfig, jobs:
     inputs = {"manifests": manifests, "noise": config.noise}
     step = Step("features", out, {"features": to_dict(config), "out": str(final)}, inputs)
 
+    def plan() -> list[FeaturePart]:
+        return plan_parts(step, _cuts_to_store(manifests, splits, config), final / STORAGE, config.filterbanks)
+
     def work(folder: Path) -> None:
-        from lhotse import CutSet
-
-        from w2vbert.data.noise import noise_cuts
-
         save_config(config.filterbanks, folder / FEATURES_FILE)
-        cuts: dict[str, Iterable[MonoCut]] = {}
-        for split in splits:
-            cuts[split] = _read_cuts(cuts_file(manifests, split), config.speeds)
         if not config.stored:
             for split in splits:
-                _write_described(cuts.pop(split), config, final / FEATURES_FILE, cuts_file(folder, split))
-        if config.noise is not None:
-            cuts["noise"] = list(noise_cuts(config.noise, config.sampling_rate_hz))
-        if not cuts:
-            return
-        stored_cuts = {name: list(own) for name, own in cuts.items()}  # read twice
-        frames = sum(cut.duration for own in stored_cuts.values() for cut in own) / config.frame_shift_seconds
-        storage = folder / "storage"
-        storage.mkdir()
-        check_space(out, frames * config.num_mel_bins * BYTES_PER_VALUE)
-        for split, stored in store_features(stored_cuts, storage, final / storage.name, config, jobs).items():
-            CutSet.from_cuts(stored).to_file(cuts_file(folder, split))
+                cuts = _read_cuts(cuts_file(manifests, split), config.speeds)
+                _write_described(cuts, config, final / FEATURES_FILE, cuts_file(folder, split))
+        parts = plan()
+        make_missing(parts, out, jobs)
+        join_parts(parts, folder, folder / STORAGE)
 
-    return run_step(step, work, force)
+    if shard is None:
+        with step.keeping_parts():
+            return run_step(step, work, force)
+    if not force and step.is_done():
+        return False
+    step.check_out()
+    make_missing(list(shard_of(plan(), shard)), out, jobs)
+    return True
+
+
+def _cuts_to_store(manifests: Path, splits: Sequence[str], config: ExtractionConfig) -> dict[str, list["MonoCut"]]:
+    """Cuts whose features are to be stored, by split; noise is one."""
+    from w2vbert.data.noise import noise_cuts
+
+    cuts = {split: list(_read_cuts(cuts_file(manifests, split), config.speeds)) for split in splits if config.stored}
+    if config.noise is not None:
+        cuts["noise"] = list(noise_cuts(config.noise, config.sampling_rate_hz))
+    return cuts
 
 
 def _read_cuts(manifest: Path, speeds: Sequence[float]) -> "Iterator[MonoCut]":

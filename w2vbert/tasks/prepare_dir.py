@@ -12,7 +12,7 @@ from w2vbert.data.folders import SPLIT_NAMES, Listing, list_folder
 from w2vbert.data.librilight import LongRecording
 from w2vbert.data.segments import CutConfig
 from w2vbert.errors import UserError
-from w2vbert.files import real_path, remove_tree
+from w2vbert.files import real_path
 from w2vbert.log import logger
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.manifests import find_warnings, summarise, write_report, write_split
@@ -69,7 +69,6 @@ def prepare_dir(
         raise UserError(f"there is no folder {source}")
     given = {split: tuple(names) for split, names in named.items() if names}
     step = Step("prepare dir", out, {"source": source, "named": given, "config": to_dict(config)}, {"source": source})
-    parts = real_path(out).with_name(f"{out.name}.parts")
 
     def work(folder: Path) -> None:
         listing = list_folder(source)
@@ -87,14 +86,13 @@ def prepare_dir(
         if UNLABELLED in splits:
             cut = CutConfig(config.piece_seconds, config.min_seconds)
             recordings = [LongRecording(u.path, u.id, u.speaker) for u in splits[UNLABELLED]]
-            summary[UNLABELLED], speakers = write_unlabelled(recordings, folder, parts, cut, jobs)
+            summary[UNLABELLED], speakers = write_unlabelled(recordings, folder, step.parts, cut, jobs)
             summary[UNLABELLED]["dropped"] |= {reason: sorted(names) for reason, names in left_out.items()}
             warnings += find_shared(speakers, labelled)
         write_report(folder, source, summary, warnings)
 
-    done = run_step(step, work, force)
-    remove_tree(parts)
-    return done
+    with step.keeping_parts():
+        return run_step(step, work, force)
 
 
 def share_out(

@@ -1,7 +1,5 @@
 """Manifests of Libri-Light: its long unlabelled recordings cut into pieces, in parts that can be done again alone."""
 
-import gzip
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +11,10 @@ from w2vbert.data.librilight import ENERGY, PUBLISHED, WHOLE, LongRecording, cut
 from w2vbert.data.parallel import map_in_processes
 from w2vbert.data.segments import CutConfig
 from w2vbert.errors import UserError
-from w2vbert.files import read_json, real_path, remove_tree, write_json
+from w2vbert.files import read_json, real_path, write_json
 from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step
-from w2vbert.tasks.manifests import SHOWN_IDS, find_warnings, summarise, write_report, write_split
+from w2vbert.tasks.manifests import SHOWN_IDS, find_warnings, join_manifests, summarise, write_report, write_split
 
 FILES_OF_A_PART = 100
 """Recordings that are cut in one part: about 30 h, or half a minute of one core."""
@@ -79,7 +77,6 @@ def prepare_librilight(
         {"corpus": corpus, "splits": named, "cut": to_dict(config)},
         {subset: corpus / subset for names in named.values() for subset in names},
     )
-    parts = real_path(out).with_name(f"{out.name}.parts")
 
     def work(folder: Path) -> None:
         labelled = [read_split(limits, split, jobs) for split in labels] if limits is not None else []
@@ -88,14 +85,13 @@ def prepare_librilight(
         summary = {split.name: summarise(split, labels[split.name]) for split in labelled}
         warnings = find_warnings(labelled)
         if recordings:
-            summary[UNLABELLED], speakers = write_unlabelled(recordings, folder, parts, config, jobs)
+            summary[UNLABELLED], speakers = write_unlabelled(recordings, folder, step.parts, config, jobs)
             summary[UNLABELLED]["subsets"] = list(subsets)
             warnings += find_shared(speakers, labelled)
         write_report(folder, corpus, summary, warnings)
 
-    done = run_step(step, work, force)
-    remove_tree(parts)
-    return done
+    with step.keeping_parts():
+        return run_step(step, work, force)
 
 
 def write_unlabelled(
@@ -111,7 +107,7 @@ def write_unlabelled(
     """
     reports = cut_in_parts(recordings, parts, config, jobs)
     for kind in ("recordings", "cuts"):
-        _join([path / f"{kind}.jsonl.gz" for path, _ in reports], folder / f"{kind}_{UNLABELLED}.jsonl.gz")
+        join_manifests([path / f"{kind}.jsonl.gz" for path, _ in reports], folder / f"{kind}_{UNLABELLED}.jsonl.gz")
     row = _summarise([report for _, report in reports])
     return row, {speaker for _, report in reports for speaker in report["speakers"]}
 
@@ -204,17 +200,6 @@ def _expand(corpus: Path, names: Sequence[str]) -> tuple[str, ...]:
             places = [name, *(f"{folder}/{name}" for folder in BESIDE)]
             folders.append(next((place for place in places if (corpus / place).is_dir()), name))
     return tuple(folders)
-
-
-def _join(sources: Sequence[Path], target: Path) -> None:
-    """One compressed file of several: gzip reads them as one."""
-    with target.open("wb") as joined:
-        for source in sources:
-            if source.is_file():  # a part without any usable recording has written nothing
-                with source.open("rb") as part:
-                    shutil.copyfileobj(part, joined)
-        if not joined.tell():
-            joined.write(gzip.compress(b""))
 
 
 def _summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

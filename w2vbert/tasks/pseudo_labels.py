@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from w2vbert.config import load_config, save_config
@@ -18,15 +19,29 @@ from w2vbert.stages import Step
 from w2vbert.tasks.fusion import FusionConfig, LanguageModels, load_scorers
 from w2vbert.tasks.label_curve import draw_filter, measure_filter
 from w2vbert.tasks.label_filter import UNLIKE_DEV, Bounds, FilterConfig, Filtered, filter_labels, find_bounds
-from w2vbert.tasks.labels import LABELS_FILE, Label, Teacher, label_dataset, write_label_file
+from w2vbert.tasks.labels import (
+    LABELS_FILE,
+    Label,
+    Teacher,
+    group_utterances,
+    label_groups,
+    read_label_file,
+    write_label_file,
+)
 from w2vbert.tasks.recognize import check_features, load_transducer
 from w2vbert.tasks.references import find_references
+from w2vbert.tasks.shards import Shard, shard_of
 from w2vbert.training.checkpoint import read_model_card
 from w2vbert.training.distributed import World, join_world
 from w2vbert.training.interruption import Interrupted, StopRequest
 
 REPORT_FILE = "report.json"
 CUTS_FILE = "cuts_pseudo.jsonl.gz"
+
+Known = Mapping[str, Mapping[str, Label]]
+"""Labels by split and id."""
+
+NOTHING: Known = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -91,9 +106,32 @@ class Labelling:
         """The utterances of a split."""
         return SpeechDataset([self.data / f"cuts_{split}.jsonl.gz"], self.config.max_seconds)
 
-    def label(self, teacher: Teacher, split: str, world: World) -> list[Label]:
-        """The teacher's labels of a split."""
-        return label_dataset(teacher, self.open(split), self.config.batch_seconds, world, split)
+    @property
+    def splits(self) -> list[str]:
+        """Those that the teacher labels: dev if labels are compared with its."""
+        return ["dev", "unlabelled"] if self.config.dev_quantile else ["unlabelled"]
+
+    def label(
+        self, teacher: Teacher, split: str, world: World, shard: Shard | None = None, known: Known = NOTHING
+    ) -> list[Label]:
+        """The teacher's labels of a split, in its order.
+
+        Args:
+            teacher: loaded.
+            split: its name.
+            world: processes that share the work.
+            shard: which of the batches; None: all.
+            known: labels that are there already, by split and id.
+        """
+        dataset = self.open(split)
+        groups = group_utterances(dataset, self.config.batch_seconds)
+        labels = dict(known.get(split, {}))
+        if labels:
+            logger.info(f"{len(labels)} of {len(dataset)} utterances of {split} have been labelled in parts")
+        own = shard_of(groups, shard) if shard is not None else groups
+        left = [group for group in own if not all(dataset.ids[index] in labels for index in group)]
+        labels |= label_groups(teacher, dataset, left, world, split)
+        return [labels[id] for id in dataset.ids if id in labels]
 
     def score_dev(self, labels: Sequence[Label]) -> WerResult:
         """WER of labels of the dev split.
@@ -118,8 +156,12 @@ def pseudo_label(
     config_path: Path | None,
     overrides: Sequence[str],
     force: bool,
+    shard: Shard | None = None,
 ) -> None:
     """Labels the unlabelled split of `data` and drops the doubtful; see `write_labels` for what it leaves.
+
+    Args:
+        shard: label these batches only, into `OUT.parts`, for a call without it that labels the rest and filters.
 
     Raises:
         UserError: model, language model, data or config are not fit for it, or no label is left.
@@ -131,18 +173,54 @@ def pseudo_label(
     def work(world: World) -> Callable[[Path], None]:
         teacher = labelling.load()
         rates = find_rates(labelling, teacher)
-        dev = labelling.label(teacher, "dev", world) if config.dev_quantile else []
-        labels = labelling.label(teacher, "unlabelled", world)
+        known = read_parts(step)
+        found = {split: labelling.label(teacher, split, world, known=known) for split in labelling.splits}
+        labels = found["unlabelled"]
 
         def write(folder: Path) -> None:
-            filtered = write_labels(labelling, labels, dev, rates, folder)
+            filtered = write_labels(labelling, labels, found.get("dev", []), rates, folder)
             if not filtered.kept:
                 counts = filtered.report(labels)["dropped"]
                 raise UserError(f"{model} labelled none of {len(labels)} utterances well enough: {counts}")
 
         return write
 
-    run_together(step, work, force, StopRequest(None))
+    if shard is not None:
+        label_part(labelling, step, shard, force)
+        return
+    with step.keeping_parts():
+        run_together(step, work, force, StopRequest(None))
+
+
+def label_part(labelling: Labelling, whole: Step, shard: Shard, force: bool) -> None:
+    """Labels every n-th batch of each split into a folder of `whole.parts`, unless `whole` is done."""
+    if not force and whole.is_done():
+        return
+    whole.check_out()
+
+    def work(world: World) -> Callable[[Path], None]:
+        teacher = labelling.load()
+        found = {split: labelling.label(teacher, split, world, shard) for split in labelling.splits}
+
+        def write(folder: Path) -> None:
+            for split, labels in found.items():
+                write_label_file(folder / f"{split}.jsonl", labels)
+
+        return write
+
+    run_together(whole.part(str(shard)), work, force, StopRequest(None))
+
+
+def read_parts(whole: Step) -> Known:
+    """What `label_part` has left; parts that are damaged or were made with other settings do not count."""
+    found: dict[str, dict[str, Label]] = {}
+    for folder in sorted(whole.parts.glob("*-of-*")):
+        if not whole.part(folder.name).is_whole():
+            logger.warning(f"{folder} is damaged, or was made with other settings or inputs: it is not used")
+            continue
+        for file in sorted(folder.glob("*.jsonl")):
+            found.setdefault(file.stem, {}).update((label.id, label) for label in read_label_file(file))
+    return found
 
 
 def run_together(step: Step, work: Callable[[World], Callable[[Path], None]], force: bool, stop: StopRequest) -> None:
