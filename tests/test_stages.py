@@ -55,6 +55,29 @@ def test_fingerprint_follows_config_and_content(tmp_path: Path) -> None:
         value(lm=tmp_path / "none")
 
 
+def test_parts_stay_until_the_whole_is_done_and_nothing_else_of_their_folder_goes(tmp_path: Path) -> None:
+    whole = Step("test", tmp_path / "out", Config(), {})
+    part = whole.part("a")
+
+    def work(folder: Path) -> None:
+        run_step(part, make)
+        assert part.is_whole() and not whole.part("b").is_whole()
+        assert not Step("test", tmp_path / "out", Config(2), {}).part("a").is_whole(), "of other settings"
+        make(folder)
+        if not (tmp_path / "mended").exists():
+            raise UserError("no luck")
+
+    for _ in range(2):
+        with pytest.raises(UserError, match="no luck"), whole.keeping_parts():
+            run_step(whole, work)
+        assert names(tmp_path) == ["out.parts"] and names(tmp_path / "out.parts") == ["a"]
+    for name in ("mended", "out.parts/of the user"):
+        (tmp_path / name).touch()
+    with whole.keeping_parts():
+        assert run_step(whole, work)
+    assert names(tmp_path / "out.parts") == ["of the user"] and names(tmp_path / "out") == [STAMP, "sub"]
+
+
 def test_run_step_works_once_and_again_after_each_kind_of_change(tmp_path: Path) -> None:
     source, out, runs = tmp_path / "in.txt", tmp_path / "out", []
     source.write_text("1")

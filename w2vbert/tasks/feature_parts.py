@@ -74,6 +74,8 @@ def make_missing(parts: Sequence[FeaturePart], out: Path, jobs: int) -> None:
     missing = [part for part in parts if not part.step.is_whole()]
     if len(missing) < len(parts):
         logger.info(f"features: {len(parts) - len(missing)} of {len(parts)} parts are there already")
+    if not missing:
+        return
     check_space(out, sum(part.values for part in missing) * BYTES_PER_VALUE)
     with progress(total=sum(len(part.job.cuts) for part in missing), desc="features", unit="utterances") as bar:
         for count in map_in_processes(make_part, missing, jobs):
