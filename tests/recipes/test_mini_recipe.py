@@ -48,6 +48,8 @@ DECODINGS = {
     f"{SELF_TRAIN}/decode_lm",
 }
 STEPS = DATA | TRAININGS | {LABELS, SELF_TRAIN} | DEV_LABELS | DECODINGS
+INSIDE = {LABELS, STUDENT} | DEV_LABELS
+"""Steps of self-training, which does not look at them while its own result is up to date."""
 
 OPTIM = {"learning_rate": 3e-2, "warmup_steps": 2}  # high, to forget the unknown piece in a few steps
 BEAM = {"method": "beam", "beam_size": 2, "length_bonus": 4.0}
@@ -258,7 +260,7 @@ def test_kills_change_no_result(finished: Finished, tmp_path: Path) -> None:
 def test_a_second_call_changes_nothing(finished: Finished) -> None:
     before, results = finished.recipe.times(), finished.recipe.results()
     finished.recipe.run("--nj 2")
-    assert finished.recipe.up_to_date() == STEPS
+    assert finished.recipe.up_to_date() == STEPS - INSIDE
     assert finished.recipe.times() == before and finished.recipe.results() == results
 
 

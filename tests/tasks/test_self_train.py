@@ -10,6 +10,7 @@ import yaml
 
 from tests.tasks.conftest import Prepared, kill, run
 from tests.tasks.test_finetune import write_pretrained
+from w2vbert.cli.entry import has_nothing_to_do
 from w2vbert.files import read_json
 from w2vbert.stages import STAMP
 from w2vbert.tasks import self_train as task
@@ -152,7 +153,16 @@ def test_killed_anywhere_and_started_again_gives_the_same(
     with caplog.at_level("INFO", "w2vbert"):
         run(*command)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
-    assert sum("up to date" in record.getMessage() for record in caplog.records) == 5
+    told = [record.getMessage() for record in caplog.records if "up to date" in record.getMessage()]
+    assert told == [f"self-train: up to date ({out})"]
+    words = [str(word) for word in command]
+    assert has_nothing_to_do(words)
+    taken = os.readlink(out / "best")
+    (out / "best").unlink()
+    (out / "best").symlink_to("gen1/labels")
+    assert not has_nothing_to_do(words)
+    run(*command)
+    assert os.readlink(out / "best") == taken and has_nothing_to_do(words)
 
 
 def test_errors_leave_nothing(prepared: Prepared, pretrained: Path, tmp_path: Path, fails: Callable[..., str]) -> None:

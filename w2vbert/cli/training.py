@@ -105,6 +105,7 @@ def pseudo_label(
 
 
 @app.command("self-train")
+@skipping_what_is_done
 def self_train(
     data: Data,
     out: Out,
