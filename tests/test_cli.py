@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -48,12 +47,13 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple[object, .
 
 
 def test_help_lists_every_command_and_is_quick() -> None:
-    start = time.perf_counter()
+    before = os.times()
     result = subprocess.run([sys.executable, "-m", "w2vbert", "--help"], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - start
+    after = os.times()
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
     words = result.stdout.split()
     assert [command for command in COMMANDS if command not in words] == [] and result.stderr == ""
-    assert seconds < 2.0, "0.1 s on an idle machine"
+    assert seconds < 0.8, "0.2 s of processor time, whatever else the machine does"
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
