@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/start.py FOLDER [--cuts 1000000]
 
-Writes the manifest and one small file of features into FOLDER, then, in a new process for each place, opens the
-dataset and asks for a batch there. The first start makes the manifest's index. Then with 48 buckets of fixed shapes,
-and the assignment of all cuts to shards.
+Writes the manifest and one small file of features into FOLDER, then, in a new process for each place, loads what a
+pre-training loads, opens the dataset and asks for a batch there. The first start makes the manifest's index. Then with
+48 buckets of fixed shapes, and the assignment of all cuts to shards.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def write_manifest(folder: Path, cuts: int) -> None:
     with LilcomChunkyWriter(folder / "noise.lca") as writer:
         key = writer.write("noise", torch.randn(3000, 80).numpy())
     lengths = random.Random(0)
-    with gzip.open(folder / "cuts_train.jsonl.gz.part", "wt", compresslevel=1) as file:
+    with gzip.open(folder / "cuts_train.jsonl.gz.part", "wt", compresslevel=1, encoding="utf-8") as file:
         for number in range(cuts):
             id = f"{number // 1000}-{number // 20}-{number:07d}"
             file.write(json.dumps(describe(id, lengths.randint(200, 3000) / 100, folder / "noise.lca", key)) + "\n")
@@ -53,9 +53,13 @@ def describe(id: str, seconds: float, storage: Path, key: str) -> dict[str, obje
 def measure(folder: Path, share: float, buckets: int) -> None:
     """Prints seconds from the start of the process's work to the batch at a share of the epoch, and peak memory."""
     began = time.perf_counter()
+    import torch
+
     from w2vbert.data.datasets import SpeechDataset
     from w2vbert.data.loaders import BatchStream
+    from w2vbert.tasks import pretrain  # noqa: F401  what a training loads
 
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).zero_grad()  # loads a third of torch
     imported = time.perf_counter()
     stream = BatchStream(SpeechDataset([folder / "cuts_train.jsonl.gz"], MAX_SECONDS), BATCH_SECONDS, seed=1)
     if buckets:

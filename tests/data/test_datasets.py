@@ -11,6 +11,7 @@ import torch
 from lhotse import CutSet
 
 from tests.data.corpus_factory import noise, store, truncate, write_utterance
+from w2vbert.data import cut_index
 from w2vbert.data.corpora import CorpusConfig, read_split
 from w2vbert.data.datasets import SpeechDataset, check_manifest, read_frames
 from w2vbert.data.features import FeatureConfig, features_of_waveform, normalize
@@ -70,6 +71,24 @@ def test_longer_ones_can_be_cropped_and_only_the_crop_is_read(folder: Path) -> N
     assert not torch.equal(data.load(2, 70), data.load(2, 71))
     batch = data.joined([[0, 2]], starts=[0, 0, 33])
     assert torch.equal(batch.features[0, 100:], data.load(2, 33)) and batch.lengths.tolist() == [200]
+
+
+def test_what_is_said_of_many_stays_on_disk_until_it_is_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with and without an index beside the manifest, for all utterances and for some."""
+    shutil.copytree(folder, tmp_path / "data")
+    names, plain = ("unlabelled", "train"), dataset(folder, "unlabelled", "train")
+    monkeypatch.setattr(cut_index, "KEPT_BYTES", 1)
+    for _ in range(2):
+        data = dataset(tmp_path / "data", *names)
+    assert isinstance(plain.ids, list) and not isinstance(data.ids, list)
+    for left_out in ([], [0, 3]):
+        plain.leave_out(left_out)
+        data.leave_out(left_out)
+        for one, other in ((plain.ids, data.ids), (plain.texts, data.texts), (plain.speakers, data.speakers)):
+            assert len(one) == len(other) == len(data) and one == list(other) == [other[i] for i in range(len(data))]
+        assert [data.record(i)["id"] for i in range(len(data))] == plain.ids and data.frames == plain.frames
 
 
 def test_utterances_can_be_left_out(folder: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from w2vbert.data.batches import FRAMES_PER_SECOND
+from w2vbert.data.joining import Integers
 
 MULTIPLE_FRAMES = 4
 """Ends of buckets are multiples of it: the subsampling of the encoder, in frames."""
@@ -64,7 +65,7 @@ def find_buckets(frames: Sequence[int], count: int) -> list[int]:
 
 
 def plan_fixed_shapes(
-    frames: Sequence[int], batch_seconds: float, seed: int, epoch: int, ends: Sequence[int]
+    frames: Sequence[int] | Integers, batch_seconds: float, seed: int, epoch: int, ends: Sequence[int]
 ) -> FixedPlan:
     """Puts each utterance into one batch of its bucket, at random, and the batches into random order.
 

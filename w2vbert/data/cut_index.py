@@ -1,8 +1,8 @@
 """What training needs of the cuts of a manifest, without an object in memory for each.
 
 A manifest of a million cuts takes Lhotse minutes and gigabytes to read. Its index is made once, from a stream, and
-lies beside it: lengths, ids, texts and speakers, which are read at each start, and a short record of each cut, which
-is read when its features are.
+lies beside it: lengths, which are read at each start, and ids, texts, speakers and a short record of each cut, which
+are read when they are asked for.
 """
 
 import gzip
@@ -23,13 +23,37 @@ from w2vbert.files import atomic_dir, read_json, write_json
 from w2vbert.log import logger, progress
 from w2vbert.stages import MADE_AGAIN
 
-FORMAT = 1
+FORMAT = 2
 KEPT_BYTES = 2 * 2**20
 """Smaller manifests (about 20 000 cuts) are read anew at each start, in a second."""
 
 _STRINGS = ("ids", "texts", "speakers")
 _RECORD_KEYS = ("id", "start", "duration", "channel", "features", "type")
 _AUDIO_KEYS = (*_RECORD_KEYS, "recording", "custom")  # where features are computed from audio
+
+
+class Column(Sequence[str]):
+    """Strings in a mapped file, each made when it is asked for."""
+
+    def __init__(self, text: bytes | mmap.mmap, ends: Sequence[int]) -> None:
+        """Takes them as they are stored.
+
+        Args:
+            text: UTF-8, a zero byte after each string.
+            ends: where in it these bytes are.
+        """
+        self._text = text
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, row: int) -> str:  # type: ignore[override]  # no slices
+        begin = int(self._ends[row - 1]) + 1 if row else 0
+        return self._text[begin : int(self._ends[row])].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._text[:-1].decode().split("\0"))
 
 
 @dataclass(frozen=True)
@@ -115,17 +139,20 @@ def _read_lines(manifest: Path) -> Iterator[dict[str, Any]]:
 
 def _save(index: CutIndex, folder: Path) -> None:
     for name in _STRINGS:
-        (folder / name).write_bytes("\0".join(getattr(index, name)).encode())
+        strings = [f"{string}\0".encode() for string in getattr(index, name)]
+        (folder / name).write_bytes(b"".join(strings))
+        np.save(folder / f"{name}_ends.npy", np.cumsum([len(string) for string in strings]) - 1)
     np.save(folder / "frames.npy", np.asarray(index.frames, dtype=np.int32))
     np.save(folder / "offsets.npy", np.asarray(index.offsets, dtype=np.int64))
     (folder / "records").write_bytes(index.records)
 
 
 def _load(folder: Path) -> CutIndex:
-    ids, texts, speakers = ((folder / name).read_bytes().decode().split("\0") for name in _STRINGS)
-    names: dict[str, str] = {}
-    speakers = [names.setdefault(speaker, speaker) for speaker in speakers]
-    frames = np.load(folder / "frames.npy").tolist()
-    with (folder / "records").open("rb") as file:
-        records = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return CutIndex(ids, texts, speakers, frames, np.load(folder / "offsets.npy", mmap_mode="r"), records)
+    columns = (Column(_map(folder / name), np.load(folder / f"{name}_ends.npy", mmap_mode="r")) for name in _STRINGS)
+    frames, offsets = np.load(folder / "frames.npy"), np.load(folder / "offsets.npy", mmap_mode="r")
+    return CutIndex(*columns, frames, offsets, _map(folder / "records"))
+
+
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

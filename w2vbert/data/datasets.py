@@ -5,7 +5,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch, collate
-from w2vbert.data.cut_index import open_index
+from w2vbert.data.cut_index import Column, open_index
 from w2vbert.data.features import normalize
 from w2vbert.data.on_the_fly import compute_frames, is_computed
 from w2vbert.data.shards import ShardReader
@@ -31,6 +31,28 @@ CACHE_BYTES = min(8 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PA
 
 Change = Callable[[Tensor], Tensor]
 """What augmentation does to raw features (T, F) before they are normalised."""
+
+
+class _Rows(Sequence[str]):
+    """Some strings of several columns, which stay where they are."""
+
+    def __init__(self, columns: Sequence[Sequence[str]], rows: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+        """Takes the strings at `rows` of all columns, one after the other."""
+        self._columns = columns
+        self._ends = np.cumsum([len(column) for column in columns])
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        row = int(self._rows[index])
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return self._columns[number][row - int(self._ends[number - 1] if number else 0)]
+
+    def __iter__(self) -> Iterator[str]:
+        values = list(chain.from_iterable(self._columns))
+        return (values[row] for row in self._rows.tolist())
 
 
 class SpeechDataset:
@@ -75,10 +97,7 @@ class SpeechDataset:
             logger.warning(f"{names}: left out {dropped} utterances under 0.1 s{over}")
         if not len(kept) or most < MIN_FRAMES:
             raise UserError(f"{names}: no utterance between 0.1 and {max_seconds:g} s")
-        self._rows: list[int] = kept.tolist()  # of all manifests, one after the other
-        self.ids = self._take([index.ids for index in self._manifests])
-        self.texts = self._take([index.texts for index in self._manifests])
-        self.speakers = self._take([index.speakers for index in self._manifests])
+        self._choose(kept)
         self.frames: list[int] = np.minimum(frames[kept], most).tolist()
         self.spare: list[int] = np.maximum(frames[kept] - most, 0).tolist()
         self.shards = self._find_shards(manifests)
@@ -89,10 +108,17 @@ class SpeechDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _take(self, columns: Sequence[Sequence[str]]) -> list[str]:
-        """Those of our rows from the columns of all manifests."""
-        values = list(chain.from_iterable(columns))
-        return values if len(values) == len(self._rows) else [values[row] for row in self._rows]
+    def _choose(self, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> None:
+        """Takes rows of all manifests, one after the other."""
+        self._rows = rows
+        self.ids = self._take([index.ids for index in self._manifests])
+        self.texts = self._take([index.texts for index in self._manifests])
+        self.speakers = self._take([index.speakers for index in self._manifests])
+
+    def _take(self, columns: Sequence[Sequence[str]]) -> Sequence[str]:
+        """Our rows of columns; a list, unless there are many of them."""
+        rows = _Rows(columns, self._rows)
+        return rows if any(isinstance(column, Column) for column in columns) else list(rows)
 
     def _find_shards(self, manifests: Sequence[Path]) -> list[int] | None:
         """Shard of each of our rows, if all manifests are of shards."""
@@ -119,16 +145,14 @@ class SpeechDataset:
         """Forgets the utterances at `indices`; those after them move up. Before any features are loaded."""
         assert not self._cache
         kept = [index for index in range(len(self)) if index not in indices]
-        self._rows = [self._rows[i] for i in kept]
-        self.ids, self.texts = [self.ids[i] for i in kept], [self.texts[i] for i in kept]
+        self._choose(self._rows[kept])
         self.frames, self.spare = [self.frames[i] for i in kept], [self.spare[i] for i in kept]
-        self.speakers = [self.speakers[i] for i in kept]
         if self.shards is not None:
             self.shards = [self.shards[i] for i in kept]
 
     def record(self, index: int) -> dict[str, Any]:
         """What the manifest says of an utterance, without its transcript."""
-        row = self._rows[index]
+        row = int(self._rows[index])
         number = int(np.searchsorted(self._ends, row, side="right"))
         return self._manifests[number].record(row - int(self._ends[number - 1] if number else 0))
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch
 from w2vbert.data.buckets import find_buckets, plan_fixed_shapes
 from w2vbert.data.datasets import SpeechDataset
+from w2vbert.data.joining import Groups, Integers, join_utterances
 from w2vbert.data.mixing import Mixture
 from w2vbert.data.noise import NoiseMixer
 from w2vbert.data.shards import plan_shards
@@ -22,7 +23,7 @@ from w2vbert.errors import UserError
 from w2vbert.log import logger
 
 
-def plan_epoch(frames: Sequence[int], batch_seconds: float, seed: int, epoch: int) -> list[list[int]]:
+def plan_epoch(frames: Sequence[int] | Integers, batch_seconds: float, seed: int, epoch: int) -> list[list[int]]:
     """Puts each utterance into one batch of similar lengths, and the batches into random order.
 
     Args:
@@ -34,35 +35,25 @@ def plan_epoch(frames: Sequence[int], batch_seconds: float, seed: int, epoch: in
         Indices of the utterances of each batch.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    lengths = torch.tensor(frames, dtype=torch.float32)
+    lengths = torch.from_numpy(np.asarray(frames, dtype=np.float32))
     jitter = 1.0 + 0.1 * (torch.rand(len(frames), generator=generator) - 0.5)  # neighbours change between epochs
     order = torch.argsort(lengths * jitter).tolist()
     batches = group_by_seconds(order, frames, batch_seconds)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def group_by_seconds(order: Sequence[int], frames: Sequence[int], batch_seconds: float) -> list[list[int]]:
+def group_by_seconds(order: list[int], frames: Sequence[int] | Integers, batch_seconds: float) -> list[list[int]]:
     """Cuts `order` into batches whose padded size stays within `batch_seconds`."""
     limit = batch_seconds * FRAMES_PER_SECOND
-    batches: list[list[int]] = []
-    longest = 0
-    for index in order:
-        longest = max(longest, frames[index])
-        if not batches or longest * (len(batches[-1]) + 1) > limit:
-            batches.append([])
-            longest = frames[index]
-        batches[-1].append(index)
-    return batches
-
-
-def join_utterances(count: int, most: int, seed: int, epoch: int) -> list[list[int]]:
-    """Puts each of `count` utterances into one group of 1 to `most`, at random: they will follow one another."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(count, generator=generator).tolist()
-    sizes = torch.randint(1, most + 1, (count,), generator=generator)
-    groups = int(torch.searchsorted(sizes.cumsum(0), count)) + 1
-    ends = [0, *sizes.cumsum(0)[: groups - 1].tolist(), count]
-    return [order[begin:end] for begin, end in pairwise(ends) if begin < end]
+    lengths: list[int] = np.asarray(frames, dtype=np.int64)[order].tolist()
+    begins, begin, longest = [], 0, 0
+    for place, length in enumerate(lengths):
+        if length > longest:
+            longest = length
+        if place > begin and longest * (place - begin + 1) > limit:
+            begins.append(begin)
+            begin, longest = place, length
+    return [order[begin:end] for begin, end in pairwise([*begins, begin, len(order)])] if order else []
 
 
 def draw_crops(spare: Sequence[int], seed: int, epoch: int) -> list[int]:
@@ -95,12 +86,12 @@ class EpochPlan:
     """All batches of an epoch.
 
     Attributes:
-        groups: utterances that follow one another as if they were one.
+        groups: utterances that follow one another.
         batches: indices of the groups of each batch.
         padded: frames that each batch is padded to; None: those of its longest.
     """
 
-    groups: list[list[int]]
+    groups: Groups
     batches: list[list[int]]
     padded: list[int] | None = None
 
@@ -157,24 +148,25 @@ class BatchStream:
         self._plan = lru_cache(2)(self._plan_epoch)
         if dataset.shards is not None and join > 1:
             logger.warning("joined utterances come from all shards, which are not read in order: set join_utterances=1")
-        self._starts = lru_cache(2)(lambda epoch: draw_crops(dataset.spare, seed, epoch))
+        self._frames = np.asarray(dataset.frames, dtype=np.int64)
+        self._is_cropped = any(dataset.spare)
+        self._starts = lru_cache(2)(lambda epoch: draw_crops(dataset.spare, seed, epoch) if self._is_cropped else None)
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
         with _no_collections():
             return self._plan_groups(self._draw_groups(epoch), epoch)
 
-    def _draw_groups(self, epoch: int) -> list[list[int]]:
-        frames = self.dataset.frames
+    def _draw_groups(self, epoch: int) -> Groups:
         if self.mixture is None:
-            return join_utterances(len(frames), self.join, self.seed, epoch)
-        drawn = self.mixture.draw(frames, self.seed, epoch)
-        return [[drawn[i] for i in group] for group in join_utterances(len(drawn), self.join, self.seed, epoch)]
+            return join_utterances(len(self._frames), self.join, self.seed, epoch)
+        drawn = self.mixture.draw(self.dataset.frames, self.seed, epoch)
+        return join_utterances(len(drawn), self.join, self.seed, epoch).of(drawn)
 
-    def _plan_groups(self, groups: list[list[int]], epoch: int) -> EpochPlan:
-        lengths = self._lengths(groups)
+    def _plan_groups(self, groups: Groups, epoch: int) -> EpochPlan:
+        lengths = groups.sum(self._frames)
         shards = self.dataset.shards
         if shards is not None and self.join == 1:
-            owners = [shards[group[0]] for group in groups]
+            owners = np.asarray(shards)[groups.order]
             plan = plan_shards(lengths, owners, self.batch_seconds, (self.seed, epoch), self._ends)
             return EpochPlan(groups, plan.batches, plan.padded if self._ends else None)
         if self._ends:
@@ -194,14 +186,9 @@ class BatchStream:
         assert plan.padded is not None
         rows = [len(batch) for batch in plan.batches]
         places = sum(count * frames for count, frames in zip(rows, plan.padded, strict=True))
-        share = 1.0 - sum(self._lengths(plan.groups)) / places
+        share = 1.0 - int(plan.groups.sum(self._frames).sum()) / places
         shapes = len(set(zip(rows, plan.padded, strict=True)))
         logger.info(f"{len(self._ends)} buckets of length: {shapes} shapes of batches, {share:.2%} of them padding")
-
-    def _lengths(self, groups: Sequence[Sequence[int]]) -> list[int]:
-        """Frames of each group."""
-        frames = self.dataset.frames
-        return [frames[group[0]] if len(group) == 1 else sum(frames[i] for i in group) for group in groups]
 
     def _advance(self, epoch: int, position: int, count: int) -> tuple[int, int]:
         """The place `count` batches on: within its epoch, or at its end."""
@@ -264,8 +251,8 @@ class BatchStream:
     def largest(self) -> SpeechBatch:
         """The batch of this epoch with most frames, padding counted, and among these that of the longest utterance."""
         plan = self._plan(self.epoch)
-        frames = self._lengths(plan.groups)
-        longest = plan.padded or [max(frames[group] for group in batch) for batch in plan.batches]
+        frames = plan.groups.sum(self._frames)
+        longest = plan.padded or [int(frames[batch].max()) for batch in plan.batches]
         position = max(range(len(longest)), key=lambda i: (longest[i] * len(plan.batches[i]), longest[i]))
         return self.make(self._place(self.epoch, position))
 

@@ -23,6 +23,7 @@ import torch
 from w2vbert.data.batches import FRAMES_PER_SECOND
 from w2vbert.data.buckets import FixedPlan, find_buckets
 from w2vbert.data.features import FeatureConfig
+from w2vbert.data.joining import Integers
 from w2vbert.data.on_the_fly import describe_features
 from w2vbert.errors import UserError
 from w2vbert.log import logger
@@ -214,7 +215,11 @@ def _download(place: str) -> bytes:
 
 
 def plan_shards(
-    frames: Sequence[int], shards: Sequence[int], batch_seconds: float, place: tuple[int, int], ends: Sequence[int] = ()
+    frames: Sequence[int] | Integers,
+    shards: Sequence[int] | Integers,
+    batch_seconds: float,
+    place: tuple[int, int],
+    ends: Sequence[int] = (),
 ) -> FixedPlan:
     """All batches of an epoch, none of them over two shards, in an order in which shards can be read one by one.
 
