@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import Row, alternate, median_ratio, milliseconds, pin_to_one_thread
 from w2vbert.ops import rnnt_loss as native
-from w2vbert.ops.rnnt_recursion import mutual_information_recursion
+from w2vbert.ops.rnnt_recursion import mutual_information_recursion, pruned_recursion
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Step:
         self.symbols = torch.randint(1, V, (B, S), generator=generator).to(device)
         self.boundary = native.full_boundary(B, S, T, device)
         self.ranges, self.px, self.py = self._lattice()
+        written = nn.functional.pad(self.px[:, :, :T], (0, 0, 0, 1))  # (B, S+1, T)
+        self.write, self.blank = (arcs.transpose(1, 2).gather(2, self.ranges) for arcs in (written, self.py))
 
     def _lattice(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ranges (B, T, r), and the arcs px (B, S, T+1), py (B, S+1, T) of the additive joiner."""
@@ -120,12 +122,14 @@ class Step:
         logits.backward(torch.ones_like(logits))
 
     def recursions(self) -> None:
-        """Both recursions, forward and backward, from their arcs."""
-        px, py = self.px.requires_grad_(), self.py.requires_grad_()
-        for _ in range(2):
-            scores = mutual_information_recursion(px, py, self.boundary, backend="native")
-            assert isinstance(scores, Tensor)
-            torch.autograd.grad(scores.sum(), (px, py))
+        """Both recursions, over the whole lattice and over what is kept, forward and backward, from their arcs."""
+        arcs = self.px.requires_grad_(), self.py.requires_grad_()
+        scores = mutual_information_recursion(*arcs, self.boundary, backend="native")
+        assert isinstance(scores, Tensor)
+        torch.autograd.grad(scores.sum(), arcs)
+        arcs = self.write.requires_grad_(), self.blank.requires_grad_()
+        scores = pruned_recursion(*arcs, self.ranges, self.sizes.symbols, self.boundary, True, "native")
+        torch.autograd.grad(scores.sum(), arcs)
 
     def full(self, together: int) -> None:
         """torchaudio's loss on the full lattice of the first `together` utterances, with the same joiner."""

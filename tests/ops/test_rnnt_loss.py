@@ -113,6 +113,64 @@ def test_pruned_with_all_positions_is_the_full_loss(rnnt_type: str) -> None:
 
 
 @pytest.mark.parametrize("rnnt_type", TYPES)
+@pytest.mark.parametrize(
+    ("symbols", "frames"), [([9, 6, 0], [14, 12, 9]), ([12, 3, 1], [13, 13, 4]), ([1, 1], [1, 2]), ([4], [30])]
+)
+def test_a_ring_of_kept_points_is_the_whole_lattice_without_the_others(
+    symbols: list[int], frames: list[int], rnnt_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, s_range in enumerate((1, 2, 3, 5, 13)):
+        if s_range < (2 if rnnt_type != "modified" else 1):
+            continue
+        batch = Batch(symbols, frames, seed=seed)
+        ranges = ranges_of(batch, s_range, rnnt_type)
+        assert rnnt_native.is_staircase(ranges, batch.boundary)
+        options: dict[str, Any] = {"boundary": batch.boundary, "rnnt_type": rnnt_type, "reduction": "none"}
+        results = []
+        for ring in (True, False):
+            with monkeypatch.context() as patched:
+                if not ring:
+                    patched.setattr(rnnt_native, "is_staircase", lambda *_: False)
+                loss = rnnt.rnnt_loss_pruned(kept(batch.logits, ranges), batch.symbols, ranges, 0, **options)
+            results.append((loss, torch.autograd.grad(loss.sum(), batch.logits)[0]))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rnnt_type", TYPES)
+def test_windows_on_padding_do_not_matter(rnnt_type: str) -> None:
+    batch = Batch([2, 4], [3, 6])
+    windows = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 1, 2, 3, 3]]).unsqueeze(2) + torch.arange(2)
+    further = windows.clone()
+    further[0, 3:] = torch.tensor([3, 4])
+    losses = [
+        rnnt.rnnt_loss_pruned(
+            kept(batch.logits, ranges), batch.symbols, ranges, 0, batch.boundary, rnnt_type, reduction="none"
+        )
+        for ranges in (windows, further)
+    ]
+    assert torch.equal(losses[0], losses[1]) and bool(torch.isfinite(losses[0]).all())
+
+
+def test_only_windows_that_never_move_down_share_a_ring() -> None:
+    window, boundary = torch.arange(3), torch.tensor([[0, 0, 4, 4]])
+
+    def staircase(starts: list[int], begin: int = 0, frames: int = 4, step: int = 1) -> bool:
+        ranges = torch.tensor([starts])[:, :, None] + step * window
+        return rnnt_native.is_staircase(ranges, torch.tensor([[0, begin, 4, frames]]))
+
+    assert staircase([0, 0, 1, 2])
+    assert not staircase([0, 2, 1, 2])
+    assert not staircase([1, 1, 1, 2])
+    assert not staircase([0, 0, 0, 0], step=2)
+    assert not staircase([0, 0, 1, 2], begin=1)
+    assert not staircase([0, 0, 1, 2], frames=0)
+    batch = Batch([4], [4])  # such windows are worked on in the whole lattice: here all of it, in two parts
+    ranges = torch.tensor([[[0, 1, 2, 3, 4]] * 2 + [[4, 3, 2, 1, 0]] * 2])
+    pruned = rnnt.rnnt_loss_pruned(kept(batch.logits, ranges), batch.symbols, ranges, 0, boundary)
+    torch.testing.assert_close(pruned, rnnt.rnnt_loss(batch.logits, batch.symbols, 0, boundary))
+
+
+@pytest.mark.parametrize("rnnt_type", TYPES)
 def test_pruning_only_takes_paths_away(rnnt_type: str) -> None:
     batch = Batch([9, 6, 3], [14, 12, 9])
     losses = every_loss(batch, rnnt_type, "native")

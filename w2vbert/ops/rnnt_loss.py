@@ -22,9 +22,11 @@ from w2vbert.ops.rnnt_pruning import do_rnnt_pruning, get_rnnt_prune_ranges
 from w2vbert.ops.rnnt_recursion import (
     NEGLIGIBLE,
     backend_reason,
+    end_writing,
     full_boundary,
     get_backend,
     mutual_information_recursion,
+    pruned_recursion,
 )
 
 __all__ = [
@@ -174,16 +176,17 @@ def rnnt_loss_pruned(
         raise ValueError(f"ranges must be (B, T, r) like logits {tuple(logits.shape)}, not {tuple(ranges.shape)}")
     if use_hat_loss and termination_symbol != 0:
         raise ValueError(f"use_hat_loss needs termination_symbol 0, not {termination_symbol}")
+    _check_options(rnnt_type, delay_penalty, reduction)
     boundary = _boundary_or_full(boundary, symbols, T)
     next_symbol = _next_symbol(symbols, boundary, termination_symbol)  # (B, S+1)
     kept = next_symbol.gather(1, ranges.reshape(B, T * r)).view(B, T, r)
     write, blank = _arc_logprobs(logits, kept, termination_symbol, use_hat_loss)  # (B, T, r) each
-    outside = write.new_full((B, T, next_symbol.shape[1]), -torch.inf)
-    px = outside.scatter(2, ranges, write)[:, :, :-1].transpose(1, 2)  # (B, S, T)
-    py = outside.scatter(2, ranges, blank).transpose(1, 2)  # (B, S+1, T)
-    loss = _lattice_loss(px, py, boundary, rnnt_type, delay_penalty, reduction, False, backend)
-    assert isinstance(loss, Tensor)
-    return loss
+    if rnnt_type == "constrained":
+        write = write + torch.nn.functional.pad(blank[:, :, 1:], (0, 1), value=-torch.inf)
+    if delay_penalty > 0.0:
+        write = write + _delay(write, boundary, T, delay_penalty).unsqueeze(2)
+    regular = rnnt_type == "regular"
+    return _reduced(-pruned_recursion(write, blank, ranges, symbols.shape[1], boundary, regular, backend), reduction)
 
 
 def _check(B: int, T: int, symbols: Tensor, C: int, blank: int) -> None:
@@ -279,35 +282,43 @@ def _lattice_loss(
     backend: str,
 ) -> Tensor | LossAndGrads:
     """Loss from the arcs' log-probs px (B, S, T) and py (B, S+1, T): type, delay penalty, recursion, reduction."""
+    _check_options(rnnt_type, delay_penalty, reduction)
+    px = _finish_px(px, py, boundary, rnnt_type, delay_penalty)
+    scores, grads = mutual_information_recursion(px, py, boundary, return_grad=True, backend=backend)
+    assert isinstance(scores, Tensor)
+    loss = _reduced(-scores, reduction)
+    return (loss, grads) if return_grad else loss
+
+
+def _check_options(rnnt_type: str, delay_penalty: float, reduction: str) -> None:
     if rnnt_type not in RNNT_TYPES:
         raise ValueError(f"rnnt_type must be one of {', '.join(RNNT_TYPES)}, not {rnnt_type!r}")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
     if delay_penalty < 0.0:
         raise ValueError(f"delay_penalty must be 0 or more, not {delay_penalty}")
-    px = _finish_px(px, py, boundary, rnnt_type, delay_penalty)
-    scores, grads = mutual_information_recursion(px, py, boundary, return_grad=True, backend=backend)
-    assert isinstance(scores, Tensor)
-    loss = -scores
-    if reduction == "mean":
-        loss = loss.mean()
-    elif reduction == "sum":
-        loss = loss.sum()
-    return (loss, grads) if return_grad else loss
+
+
+def _reduced(loss: Tensor, reduction: str) -> Tensor:
+    """Loss (B,) -> () for "mean" and "sum"."""
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _delay(px: Tensor, boundary: Tensor, frames: int, delay_penalty: float) -> Tensor:
+    """What the score of a symbol gets on each frame: (B, T)."""
+    middle = (boundary[:, 3:] - 1).to(px.dtype) / 2
+    return delay_penalty * (middle - torch.arange(frames, device=px.device))
 
 
 def _finish_px(px: Tensor, py: Tensor, boundary: Tensor, rnnt_type: str, delay_penalty: float) -> Tensor:
     """px (B, S, T) with what the type and the delay penalty ask for: (B, S, T+1) for regular, (B, S, T) otherwise."""
-    T = px.shape[2]
-    end_t = boundary[:, 3].reshape(-1, 1, 1)
     if rnnt_type == "constrained":  # write, then be forced to blank in the new context
         px = px + py[:, 1:]
     if delay_penalty > 0.0:
-        px = px + delay_penalty * ((end_t - 1).to(px.dtype) / 2 - torch.arange(T, device=px.device))
-    if rnnt_type == "regular":  # nothing is written after the last blank
-        px = torch.nn.functional.pad(px, (0, 1), value=-torch.inf)
-        px = px.masked_fill(torch.arange(T + 1, device=px.device) == end_t, -torch.inf)
-    return px
+        px = px + _delay(px, boundary, px.shape[2], delay_penalty).unsqueeze(1)
+    return end_writing(px, boundary) if rnnt_type == "regular" else px
 
 
 def _arc_logprobs(logits: Tensor, next_symbol: Tensor, blank: int, use_hat_loss: bool) -> tuple[Tensor, Tensor]:
@@ -351,14 +362,16 @@ class _ArcLogits(torch.autograd.Function):
         blank, first, shape = ctx.blank, ctx.first, ctx.shape  # type: ignore[attr-defined]
         grad = torch.empty_like(rows)
         on_symbol, on_blank = symbol_grad.reshape(-1, 1), blank_grad.reshape(-1)
-        weight = normaliser_grad.reshape(-1, 1)
+        weight, in_place = normaliser_grad.reshape(-1, 1), grad.dtype == normaliser.dtype
         for block in _blocks(rows):
-            piece = (rows[block].to(normaliser.dtype) - normaliser[block, None]).exp_().mul_(weight[block])
+            piece = grad[block] if in_place else torch.empty_like(grad[block], dtype=normaliser.dtype)
+            torch.sub(rows[block], normaliser[block, None], out=piece).exp_().mul_(weight[block])
             piece[:, :first] = 0.0
-            piece = torch.nn.functional.hardshrink(piece, NEGLIGIBLE)
+            torch.hardshrink(piece, NEGLIGIBLE, out=piece)
             piece.scatter_add_(1, index[block], on_symbol[block])
             piece[:, blank] += on_blank[block]
-            grad[block] = piece
+            if not in_place:
+                grad[block] = piece
         return grad.view(shape), None, None, None
 
 

@@ -6,7 +6,8 @@ Letters: B batch, S symbols, T frames. A lattice point (s, t) means s symbols wr
 import importlib
 import importlib.util
 import os
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from types import ModuleType
 
 import torch
@@ -21,6 +22,9 @@ BACKENDS = ("auto", "k2", "native")
 # Probabilities below it are zero: they change no sum, and the denormal numbers that their products with others would
 # be make the matrix products of a CPU up to 200 times slower.
 NEGLIGIBLE = 1e-30
+
+# From log-probabilities of symbols and blanks to scores (B,) and the probabilities that a path takes the arcs.
+Recursion = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @lru_cache(maxsize=1)
@@ -104,37 +108,87 @@ def mutual_information_recursion(
         raise ValueError(f"px (B, S, T+1 or T) and py (B, S+1, T) do not fit: {tuple(px.shape)}, {tuple(py.shape)}")
     if boundary is None:
         boundary = full_boundary(B, S, T, px.device)
-    if boundary.shape != (B, 4) or boundary.dtype != torch.int64:
-        raise ValueError(f"boundary must be int64 ({B}, 4), not {boundary.dtype} {tuple(boundary.shape)}")
-    if boundary.device.type == "cpu" and not bool(_is_inside(boundary, S, T)):
-        raise ValueError(f"boundary must be within [0, 0, {S}, {T}], ends not before begins: {boundary.tolist()}")
-    scores, px_grad, py_grad = _LatticeScore.apply(px, py, boundary, get_backend(backend))
+    _check_boundary(boundary, B, S, T)
+    recursion = _k2_recursion if get_backend(backend) == "k2" else _native_recursion
+    scores, px_grad, py_grad = _LatticeScore.apply(px, py, partial(recursion, boundary=boundary))
     return (scores, (px_grad, py_grad)) if return_grad else scores
 
 
-def _is_inside(boundary: Tensor, symbols: int, frames: int) -> Tensor:
+def pruned_recursion(
+    write: Tensor,
+    blank: Tensor,
+    ranges: Tensor,
+    symbols: int,
+    boundary: Tensor,
+    regular: bool,
+    backend: str = "auto",
+) -> Tensor:
+    """`mutual_information_recursion` of a lattice of which only `ranges` is kept.
+
+    In plain PyTorch the recursion goes through the kept points alone; the compiled kernels go through all.
+
+    Args:
+        write: (B, T, r) floating, log-probabilities of the symbols that leave the kept points.
+        blank: (B, T, r), those of the blanks.
+        ranges: (B, T, r) int64, the s of the kept points.
+        symbols: S.
+        boundary: as there.
+        regular: whether a symbol leads to (s+1, t), and nothing is written after the last frame, or to (s+1, t+1).
+        backend: as there.
+    Returns:
+        scores (B,), differentiable.
+    """
+    B, T, _ = ranges.shape
+    _check_boundary(boundary, B, symbols, T)
+    in_pytorch = write.device.type == "cpu" and get_backend(backend) == "native" and not _runs_triton("cpu")
+    if in_pytorch and rnnt_native.is_staircase(ranges, boundary):
+        flow = rnnt_native.pruned_flow
+        recursion = partial(flow, ranges=ranges, boundary=boundary, symbols=symbols, slope=int(regular))
+        scores, _, _ = _LatticeScore.apply(write, blank, recursion)
+        return scores
+    outside = write.new_full((B, T, symbols + 1), -torch.inf)
+    px = outside.scatter(2, ranges, write)[:, :, :-1].transpose(1, 2)  # (B, S, T)
+    py = outside.scatter(2, ranges, blank).transpose(1, 2)  # (B, S+1, T)
+    whole = mutual_information_recursion(end_writing(px, boundary) if regular else px, py, boundary, backend=backend)
+    assert isinstance(whole, Tensor)
+    return whole
+
+
+def end_writing(px: Tensor, boundary: Tensor) -> Tensor:
+    """px (B, S, T) of regular with a column more, (B, S, T+1): after the last blank nothing is written."""
+    frames = torch.arange(px.shape[2] + 1, device=px.device)
+    px = torch.nn.functional.pad(px, (0, 1), value=-torch.inf)
+    return px.masked_fill(frames == boundary[:, 3].reshape(-1, 1, 1), -torch.inf)
+
+
+def _check_boundary(boundary: Tensor, batch: int, symbols: int, frames: int) -> None:
+    if boundary.shape != (batch, 4) or boundary.dtype != torch.int64:
+        raise ValueError(f"boundary must be int64 ({batch}, 4), not {boundary.dtype} {tuple(boundary.shape)}")
     begin, end = boundary[:, :2], boundary[:, 2:]  # (B, 2) each
-    return ((begin >= 0) & (begin <= end) & (end <= boundary.new_tensor([symbols, frames]))).all()
+    inside = (begin >= 0) & (begin <= end) & (end <= boundary.new_tensor([symbols, frames]))
+    if boundary.device.type == "cpu" and not bool(inside.all()):
+        raise ValueError(
+            f"boundary must be within [0, 0, {symbols}, {frames}], ends not before begins: {boundary.tolist()}"
+        )
 
 
 class _LatticeScore(torch.autograd.Function):
     """scores = recursion(px, py). The gradient is the occupation probability of each arc, known after the forward."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, px: Tensor, py: Tensor, boundary: Tensor, backend: str) -> tuple[Tensor, ...]:
-        recursion = _k2_recursion if backend == "k2" else _native_recursion
-        scores, px_grad, py_grad = recursion(px, py, boundary)
+    def forward(ctx: FunctionCtx, px: Tensor, py: Tensor, recursion: Recursion) -> tuple[Tensor, ...]:
+        scores, px_grad, py_grad = recursion(px, py)
         px_grad, py_grad = hardshrink(px_grad, NEGLIGIBLE), hardshrink(py_grad, NEGLIGIBLE)
         ctx.save_for_backward(px_grad, py_grad)
         ctx.mark_non_differentiable(px_grad, py_grad)
-        return scores, px_grad, py_grad
+        return scores.clone(), px_grad, py_grad  # made in inference mode: autograd takes copies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, score_grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         px_grad, py_grad = ctx.saved_tensors  # type: ignore[attr-defined]
         weight = score_grad[:, None, None]  # (B, 1, 1)
-        return px_grad * weight, py_grad * weight, None, None
+        return px_grad * weight, py_grad * weight, None
 
 
 def _k2_recursion(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
