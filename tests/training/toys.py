@@ -84,6 +84,13 @@ class ToyStream:
         self.position = state["position"]
 
 
+class ToyLayer(nn.Linear):
+    """Of our own code: PyTorch compiles none of its modules alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
 @dataclass
 class ToyTask:
     """A task that raises `Interruption` before the steps in `fail_at`, once each."""
@@ -99,7 +106,7 @@ class ToyTask:
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
         between = [] if self.plain else [nn.BatchNorm1d(8), nn.Dropout(0.2 if self.noise else 0.0)]
-        self.first, self.last = nn.Linear(INPUTS, 8), nn.Linear(8, 1)
+        self.first, self.last = ToyLayer(INPUTS, 8), ToyLayer(8, 1)
         self.model = nn.Sequential(self.first, *between, self.last)
 
     def param_groups(self) -> Sequence[ParamGroup]:
@@ -107,6 +114,9 @@ class ToyTask:
             ParamGroup("first", [self.first], self.optim),
             ParamGroup("rest", list(self.model)[1:], OptimConfig(0.1, 0, "cosine")),
         ]
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return [self.first, self.last]
 
     def train_step(self, batch: ToyBatch, step: int, generator: torch.Generator) -> StepOutput:
         if step in self.fail_at:

@@ -11,12 +11,14 @@ from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tests.training.toys import CONFIG, ToyBatch, ToyStream, ToyTask, make_trainer
 from w2vbert.errors import REQUEUE_EXIT_CODE, Unfinished
 from w2vbert.log import setup_logging
+from w2vbert.training import compilation
 from w2vbert.training.sharding import whole
 from w2vbert.training.task import StepOutput
 from w2vbert.training.trainer import TrainConfig, Trainer
@@ -81,6 +83,20 @@ def train(
     tensors = [*map(whole, trainer.task.model.parameters()), *trainer.task.model.buffers()]
     report = {"sums": [t.double().sum().item() for t in tensors], "rows": trainer.audio_seconds, "steps": result.steps}
     (folder / f"report-{trainer.world.rank}.json").write_text(json.dumps(report))
+
+
+def train_compiled(folder: Path, config: TrainConfig, compiled: bool) -> None:
+    """Trains with blocks that are compiled, if so, and leaves the number of graphs of each process."""
+    graphs = 0
+
+    def backend(graph: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    compilation.BACKEND = backend  # type: ignore[assignment]
+    train(folder, replace(config, compile="on" if compiled else "off"))
+    (folder / f"graphs-{os.environ['RANK']}").write_text(str(graphs))
 
 
 class SlowTask(ToyTask):

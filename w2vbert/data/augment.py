@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from w2vbert.ops.lengths import send
+
 
 @dataclass(frozen=True)
 class SpecAugmentConfig:
@@ -45,8 +47,8 @@ def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugmentConfig, g
     all_bins = torch.full((batch,), bins)
     width = torch.full((batch,), min(config.frequency_width, bins))
     frequency = _bands(config.frequency_masks, all_bins, width, bins, generator)  # (B, F)
-    hidden = time[:, :, None] | frequency[:, None]  # (B, T, F)
-    return features.masked_fill(hidden.to(features.device), 0.0)
+    time, frequency = send(time, features.device), send(frequency, features.device)
+    return features.masked_fill(time[:, :, None] | frequency[:, None], 0.0)
 
 
 def _bands(count: int, extents: Tensor, widths: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from w2vbert.ops.lengths import send
+
 FRAMES_PER_SECOND = 100
 """Filterbank frames: a hop of 10 ms."""
 
@@ -45,8 +47,8 @@ class SpeechBatch:
 
     def to(self, device: torch.device) -> "SpeechBatch":
         """Moves what the model computes with; lengths stay on the CPU, where they decide shapes."""
-        tokens = None if self.tokens is None else self.tokens.to(device)
-        return replace(self, features=self.features.to(device), tokens=tokens)
+        tokens = None if self.tokens is None else send(self.tokens, device)
+        return replace(self, features=send(self.features, device), tokens=tokens)
 
 
 def collate(

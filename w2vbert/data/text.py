@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from w2vbert.errors import UserError
 from w2vbert.files import read_json, write_json
 from w2vbert.log import progress
+from w2vbert.ops.lengths import send
 
 TOKENS_FILE, ENDS_FILE, COUNTS_FILE = "tokens.bin", "ends.bin", "counts.json"
 LINES_AT_ONCE = 8192
@@ -154,7 +155,7 @@ class TextBatch:
 
     def to(self, device: torch.device) -> "TextBatch":
         """Moves the tokens."""
-        return replace(self, tokens=self.tokens.to(device))
+        return replace(self, tokens=send(self.tokens, device))
 
 
 def collate_text(ids: Iterable[object], sentences: Sequence[Tensor]) -> TextBatch:

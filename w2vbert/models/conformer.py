@@ -81,7 +81,7 @@ class MaskedBatchNorm(nn.Module):
         if not self.training:
             return self.running_mean, self.running_var, None
         x32 = x.float()
-        count = torch.tensor(x.shape[0] * x.shape[1]) if mask is None else mask.sum()
+        count = x.new_full((), x.shape[0] * x.shape[1], dtype=torch.int64) if mask is None else mask.sum()
         mean = x32.sum((0, 1)) / count
         var = (x32.square().sum((0, 1)) / count - mean.square()).clamp(min=0.0)
         with torch.no_grad():
@@ -154,4 +154,4 @@ class ConformerBlock(nn.Module):
         x = x + self.dropout(self.attention(x, self.norm_attention, mask))
         x = x + self.dropout(self.convolution(x, self.norm_convolution, mask))
         x = torch.add(x, self.dropout(self.ff2(x, self.norm_ff2)), alpha=0.5)
-        return self.norm_out(x)
+        return self.norm_out(x).to(x.dtype)  # autocast makes it float32 on CUDA, and not on a CPU

@@ -63,10 +63,13 @@ class SpeechEncoder(nn.Module):
         self.contrastive_blocks = nn.ModuleList(ConformerBlock(config.block) for _ in range(config.contrastive_blocks))
         self.masked_blocks = nn.ModuleList(ConformerBlock(config.block) for _ in range(config.masked_blocks))
 
+    def blocks(self) -> list[nn.Module]:
+        """The conformer blocks, from input to output."""
+        return [*self.contrastive_blocks, *self.masked_blocks]
+
     def layers(self) -> list[list[nn.Module]]:
         """All that learns, from input to output: what stands before the blocks, then each block."""
-        blocks = [*self.contrastive_blocks, *self.masked_blocks]
-        return [[self.feature_encoder, self.input_linear], *([block] for block in blocks)]
+        return [[self.feature_encoder, self.input_linear], *([block] for block in self.blocks())]
 
     def forward(self, features: Tensor, lengths: Tensor) -> EncoderOutput:
         """Encodes without masking. `features` (B, T, F), `lengths` int64 (B,) on the CPU."""

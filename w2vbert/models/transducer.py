@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from w2vbert.models.conformer import MaskedBatchNorm
 from w2vbert.models.encoder import EncoderConfig, EncoderOutput, SpeechEncoder
-from w2vbert.ops.lengths import padding_mask, zero_padding
+from w2vbert.ops.lengths import padding_mask, send, zero_padding
 from w2vbert.ops.rnnt_loss import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned, rnnt_loss_smoothed
 
 BLANK = 0
@@ -201,7 +201,7 @@ class Transducer(nn.Module):
     def _project(self, output: EncoderOutput) -> Tensor:
         """Projection block and the joiner's linear layer: (B, T/4, D) -> (B, T/4, J)."""
         mask = padding_mask(output.lengths, output.output.shape[1])
-        mask = None if mask is None else mask.to(output.output.device)
+        mask = None if mask is None else send(mask, output.output.device)
         x = F.silu(self.projection(output.output))
         x = self.projection_norm(zero_padding(x, mask), mask)
         return self.encoder_linear(x)
@@ -239,7 +239,7 @@ class Transducer(nn.Module):
         encoded, predicted = self._project(output), self.predictor(tokens)
         boundary = torch.zeros(len(tokens), 4, dtype=torch.int64)
         boundary[:, 2], boundary[:, 3] = token_lengths, output.lengths
-        bounds = boundary.to(tokens.device)
+        bounds = send(boundary, tokens.device)
         am, lm = self.simple_encoder(encoded), self.simple_predictor(predicted)
         with torch.autocast(tokens.device.type, enabled=False):
             simple, (px_grad, py_grad) = rnnt_loss_smoothed(

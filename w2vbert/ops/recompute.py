@@ -82,6 +82,11 @@ def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
     return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
+def _beside(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` in a type in which LayerNorm takes it beside `weight`: CUDA's kernels want the same one, the CPU's do not."""
+    return x if x.device.type == "cpu" else x.to(weight.dtype)
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.to(weight.dtype), weight, bias)
 
@@ -107,19 +112,20 @@ class _NormLinear(torch.autograd.Function):
         """See `norm_linear`."""
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
         ctx.eps, ctx.has_bias = eps, bias is not None
+        x = _beside(x, norm_weight)
         return _linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """(..., E) -> (..., D), and of the parameters."""
-        x, norm_weight, norm_bias, weight = ctx.saved_tensors
-        shape = x.shape[-1:]
+        kept, norm_weight, norm_bias, weight = ctx.saved_tensors
+        x, shape = _beside(kept, norm_weight), kept.shape[-1:]
         y, mean, rstd = torch.native_layer_norm(x, shape, norm_weight, norm_bias, ctx.eps)
         grad_y, grad_weight, grad_bias = _linear_backward(grads[0], y, weight, ctx.has_bias)
         grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
             grad_y.to(x.dtype), x, shape, mean, rstd, norm_weight, norm_bias, [True, True, True]
         )
-        return grad_x, grad_norm_weight, grad_norm_bias, None, grad_weight, grad_bias
+        return grad_x.to(kept.dtype), grad_norm_weight, grad_norm_bias, None, grad_weight, grad_bias
 
 
 class _SwishLinear(torch.autograd.Function):
@@ -154,8 +160,9 @@ class _GluConvolution(torch.autograd.Function):
         hidden = None if mask is None else ~mask[..., None]  # (B, T, 1)
         ctx.save_for_backward(x, weight, hidden)
         ctx.left = left
-        y = _hide(F.glu(x), hidden)
-        return _hide(_depthwise(y.to(weight.dtype), weight, left, 0), hidden)
+        y = _depthwise(_hide(F.glu(x), hidden).to(weight.dtype), weight, left, 0)
+        # Not in place: where what a function returns was changed so, torch.compile (2.11) takes wrong gradients.
+        return y if hidden is None else y.masked_fill(hidden, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -202,11 +209,11 @@ class _BatchNormSwishLinear(torch.autograd.Function):
         grad_y, grad_weight, grad_bias = _linear_backward(grads[0], F.silu(normal), weight, ctx.has_bias)
         grad_normal = torch.ops.aten.silu_backward(grad_y.to(x.dtype), normal)
         flat, flat_grad = x.flatten(0, -2), grad_normal.flatten(0, -2)  # (N, D)
+        rstd = torch.rsqrt(var + ctx.eps)
         grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_batch_norm_backward(
-            flat_grad, flat, norm_weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+            flat_grad, flat, norm_weight, mean, var, mean, rstd, False, ctx.eps, [True, True, True]
         )
         if count is not None:  # the way through mean and variance (Ioffe and Szegedy 2015, section 3)
-            rstd = torch.rsqrt(var + ctx.eps)
             slope = -norm_weight * rstd.square() * grad_norm_weight / count  # (D,)
             shift = -norm_weight * rstd * grad_norm_bias / count - slope * mean  # (D,)
             grad_x = grad_x.addcmul_(flat, slope.to(x.dtype)).add_(shift.to(x.dtype))

@@ -7,6 +7,8 @@ k2.
 import torch
 from torch import Tensor
 
+from w2vbert.ops.lengths import send
+
 
 def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_range: int) -> Tensor:
     """Chooses, for each frame, the window of consecutive symbol positions that the pruned loss keeps.
@@ -37,7 +39,7 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
         needed = torch.div(boundary[:, 2] - 1, boundary[:, 3].clamp(min=1), rounding_mode="trunc").max() + 2
         s_range = max(s_range, int(needed))
     s_range = min(s_range, S + 1)
-    end_s, end_t = boundary[:, 2:].to(px_grad.device).split(1, dim=1)  # (B, 1) each
+    end_s, end_t = send(boundary[:, 2:], px_grad.device).split(1, dim=1)  # (B, 1) each
 
     blanks = py_grad.unfold(1, s_range, 1).sum(dim=3)  # (B, S+2-r, T)
     inflow = torch.zeros_like(blanks)

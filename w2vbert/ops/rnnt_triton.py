@@ -21,6 +21,7 @@ from torch import Tensor
 
 _LANES_PER_WARP = 128  # each thread holds four neighbouring lanes
 _MAX_WARPS = 16
+_ANY = ["S", "T", "px_frames"]  # one kernel for all of their values: else it would be compiled anew for 1, 16, 32 ...
 
 
 def lattice_flow(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,12 +42,16 @@ def lattice_flow(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tens
     scores, shares = px.new_empty(B, dtype=dtype), px.new_empty(B, S + 1, T + 1, dtype=dtype)
     px_grad, py_grad = torch.zeros_like(px), torch.zeros_like(py)
     lanes = triton.next_power_of_2(T + 1)
-    warps = max(1, min(lanes // _LANES_PER_WARP, _MAX_WARPS))
-    options = {"LEAN": T + 1 - px_frames, "LANES": lanes, "num_warps": warps}
+    options = {"LEAN": T + 1 - px_frames, "LANES": lanes, "num_warps": count_warps(lanes)}
     with torch.cuda.device_of(px):
         _forward[(B,)](px, py, boundary, scores, shares, S, T, px_frames, **options)
         _backward[(B,)](shares, scores, boundary, px_grad, py_grad, S, T, px_frames, **options)
     return scores.to(px.dtype), px_grad, py_grad
+
+
+def count_warps(lanes: int) -> int:
+    """Warps of the program that has so many lanes, a power of 2."""
+    return max(1, min(lanes // _LANES_PER_WARP, _MAX_WARPS))
 
 
 @triton.jit
@@ -66,15 +71,15 @@ def _chain(share, flow, next_share, next_flow):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _bounds(boundary, utterance, S, T):  # type: ignore[no-untyped-def]
-    """begin_s, begin_t, and the numbers of symbols and frames, within the tensors."""
-    begin_s = tl.maximum(tl.load(boundary + utterance * 4), 0)
-    begin_t = tl.maximum(tl.load(boundary + utterance * 4 + 1), 0)
-    end_s = tl.minimum(tl.load(boundary + utterance * 4 + 2), S)
-    end_t = tl.minimum(tl.load(boundary + utterance * 4 + 3), T)
+    """begin_s, begin_t, and the numbers of symbols and frames, within the tensors; int32."""
+    begin_s = tl.maximum(tl.load(boundary + utterance * 4), 0).to(tl.int32)
+    begin_t = tl.maximum(tl.load(boundary + utterance * 4 + 1), 0).to(tl.int32)
+    end_s = tl.minimum(tl.load(boundary + utterance * 4 + 2), S).to(tl.int32)
+    end_t = tl.minimum(tl.load(boundary + utterance * 4 + 3), T).to(tl.int32)
     return begin_s, begin_t, end_s - begin_s, end_t - begin_t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _forward(px, py, boundary, scores, shares, S, T, px_frames, LEAN: tl.constexpr, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
     """scores (B,), and shares (B, S+1, T+1): of point (s, u), the part that arrived by a symbol."""
     utterance = tl.program_id(0).to(tl.int64)
@@ -82,18 +87,18 @@ def _forward(px, py, boundary, scores, shares, S, T, px_frames, LEAN: tl.constex
     last = frames - LEAN * symbols  # the end's lane; below 0: more symbols than frames
     lane = tl.arange(0, LANES)
     inside = lane <= last
-    px += (utterance * S + begin_s) * px_frames + begin_t + lane
-    py += (utterance * (S + 1) + begin_s) * T + begin_t + lane - 1
-    shares += utterance * (S + 1) * (T + 1) + lane
+    px += (utterance * S + begin_s) * px_frames + begin_t  # of lane 0 in the row; a pointer a lane would need registers
+    py += (utterance * (S + 1) + begin_s) * T + begin_t - 1
+    shares += utterance * (S + 1) * (T + 1)
     score = tl.full((LANES,), float("-inf"), scores.dtype.element_ty)
     arriving = tl.where(lane == 0, 0.0, score)
     left = symbols
     while left >= 0:
-        blank = tl.load(py, mask=inside & (lane > 0), other=float("-inf")).to(score.dtype)
+        blank = tl.load(py + lane, mask=inside & (lane > 0), other=float("-inf")).to(score.dtype)
         _, score = tl.associative_scan((blank, arriving), 0, _log_chain)
         share = tl.where(arriving == float("-inf"), 0.0, tl.exp(arriving - score))
-        tl.store(shares, share, mask=inside)
-        symbol = tl.load(px, mask=inside & (left > 0), other=float("-inf")).to(score.dtype)
+        tl.store(shares + lane, share, mask=inside)
+        symbol = tl.load(px + lane, mask=inside & (left > 0), other=float("-inf")).to(score.dtype)
         arriving = score + symbol
         px += px_frames + LEAN
         py += T + LEAN
@@ -103,7 +108,7 @@ def _forward(px, py, boundary, scores, shares, S, T, px_frames, LEAN: tl.constex
     tl.store(scores + utterance + lane * 0, score, mask=lane == last)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _backward(shares, scores, boundary, px_grad, py_grad, S, T, px_frames, LEAN: tl.constexpr, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
     """px_grad, py_grad: the probability of each arc; what lies outside the boundary, or cannot be reached, stays 0."""
     utterance = tl.program_id(0).to(tl.int64)
@@ -111,19 +116,20 @@ def _backward(shares, scores, boundary, px_grad, py_grad, S, T, px_frames, LEAN:
     last = frames - LEAN * symbols
     lane = last - tl.arange(0, LANES)  # from the end, so that the scan runs to the begin
     inside = lane >= 0
-    shares += (utterance * (S + 1) + symbols) * (T + 1) + lane
-    column = begin_t + LEAN * symbols + lane
+    shares += (utterance * (S + 1) + symbols) * (T + 1)
+    column = begin_t + LEAN * symbols
     px_grad += (utterance * S + begin_s + symbols - 1) * px_frames + column - LEAN
     py_grad += (utterance * (S + 1) + begin_s + symbols) * T + column
     at_end = tl.where(tl.load(scores + utterance) == float("-inf"), 0.0, 1.0)
     by_symbol = tl.where(lane == last, at_end, 0.0).to(scores.dtype.element_ty)
     s = symbols
     while s >= 0:
-        by_blank = 1.0 - tl.load(shares + 1, mask=inside & (lane < last), other=1.0)
+        by_blank = 1.0 - tl.load(shares + lane + 1, mask=inside & (lane < last), other=1.0)
         _, flow = tl.associative_scan((by_blank, by_symbol), 0, _chain)
-        tl.store(py_grad, tl.maximum(flow - by_symbol, 0.0).to(py_grad.dtype.element_ty), mask=inside & (lane < last))
-        by_symbol = flow * tl.load(shares, mask=inside, other=0.0)
-        tl.store(px_grad, by_symbol.to(px_grad.dtype.element_ty), mask=inside & (s > 0))
+        blank = tl.maximum(flow - by_symbol, 0.0).to(py_grad.dtype.element_ty)
+        tl.store(py_grad + lane, blank, mask=inside & (lane < last))
+        by_symbol = flow * tl.load(shares + lane, mask=inside, other=0.0)
+        tl.store(px_grad + lane, by_symbol.to(px_grad.dtype.element_ty), mask=inside & (s > 0))
         shares -= T + 1
         px_grad -= px_frames + LEAN
         py_grad -= T + LEAN

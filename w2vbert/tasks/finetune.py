@@ -26,6 +26,7 @@ from w2vbert.files import read_json, write_json
 from w2vbert.log import logger
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.models.transducer import PredictorConfig, Transducer, TransducerConfig
+from w2vbert.ops.lengths import send
 from w2vbert.ops.rnnt_loss import backend_reason
 from w2vbert.stages import Step
 from w2vbert.tasks.encoders import load_encoder_weights, read_encoder_config, read_encoder_history
@@ -201,6 +202,10 @@ class FinetuneTask:
             ParamGroup("decoder", decoder, self.config.decoder_optim),
         ]
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The conformer blocks."""
+        return self.model.encoder.blocks()
+
     def train_step(self, batch: SpeechBatch, step: int, generator: torch.Generator) -> StepOutput:
         """Weighted sum of the losses of a batch, counted by encoder frames.
 
@@ -218,7 +223,7 @@ class FinetuneTask:
         self.unusable.note(batch.ids, ~usable)
         simple, pruned, ctc = (x.masked_fill(~usable, 0.0).sum() for x in (loss.simple, loss.pruned, loss.ctc))
         total = simple_weight * simple + pruned_weight * pruned + config.ctc_weight * ctc
-        count = (loss.frames.to(usable.device) * usable).sum()
+        count = (send(loss.frames, usable.device) * usable).sum()
         unusable = (~usable).sum()
         sums = {"count": count, "pruned": pruned, "simple": simple, "ctc": ctc, "unusable": unusable}
         return StepOutput(total, count, {name: value.detach() for name, value in sums.items()})

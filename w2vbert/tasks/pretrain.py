@@ -106,6 +106,10 @@ class PretrainTask:
         """One group: everything."""
         return [ParamGroup("all", [self.model], self.config.optim)]
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """The conformer blocks."""
+        return self.model.encoder.blocks()
+
     def train_step(self, batch: SpeechBatch, step: int, generator: torch.Generator) -> StepOutput:
         """Loss of a batch; the Gumbel temperature follows the step."""
         temperature = self.config.model.quantizer.temperature(step / self.config.train.max_steps)

@@ -14,7 +14,7 @@ from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.errors import UserError
 from w2vbert.files import remove_tree
 from w2vbert.log import logger
-from w2vbert.models.language_model import CausalLm, CausalLmConfig, sentence_log_probs
+from w2vbert.models.language_model import CausalLm, CausalLmConfig, TransformerBody, sentence_log_probs
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.language_models import NEURAL, copy_tokenizer, score_sentences
 from w2vbert.tasks.ngram_lm import TextSource, read_transcripts
@@ -85,12 +85,16 @@ class LmTask:
         """One group: everything."""
         return [ParamGroup("all", [self.model], self.config.optim)]
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Those of a Transformer."""
+        return list(self.model.body.blocks) if isinstance(self.model.body, TransformerBody) else []
+
     def train_step(self, batch: TextBatch, step: int, generator: torch.Generator) -> StepOutput:
         """Negative log-probability of the sentences of a batch, counted by pieces and ends."""
         log_probs = self.model(batch.tokens)
         loss = -sentence_log_probs(log_probs, batch.tokens, batch.lengths).sum()
-        count = torch.tensor(float(batch.lengths.sum()) + len(batch.lengths), device=loss.device)
-        places = torch.tensor(float(log_probs.shape[0] * log_probs.shape[1]), device=loss.device)
+        count = loss.new_full((), float(batch.lengths.sum()) + len(batch.lengths))
+        places = loss.new_full((), float(log_probs.shape[0] * log_probs.shape[1]))
         return StepOutput(loss, count, {"loss": loss.detach(), "count": count, "places": places})
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:

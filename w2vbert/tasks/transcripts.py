@@ -83,20 +83,20 @@ class UnusableUtterances:
 
     def __init__(self) -> None:
         self._named: set[str] = set()
-        self._noted: tuple[Sequence[str], Tensor] | None = None
+        self._noted: list[tuple[Sequence[str], Tensor]] = []
 
     def note(self, ids: Sequence[str], unusable: Tensor) -> None:
-        """Takes the verdict on a batch, bool (B,); `report`, or the next call, looks into it."""
-        self.report()
-        self._noted = (ids, unusable)
+        """Takes the verdict on a batch, bool (B,); `report` looks into it."""
+        self._noted.append((ids, unusable))
 
     def report(self) -> None:
-        """Names those of the last batch that were not named before, in one line."""
-        if self._noted is None:
-            return
-        ids, unusable = self._noted
-        self._noted = None
-        bad = [id for id, is_bad in zip(ids, unusable.tolist(), strict=True) if is_bad and id not in self._named]
+        """Names those of each batch noted that were not named before, in one line; waits for the device."""
+        noted, self._noted = self._noted, []
+        for ids, unusable in noted:
+            self._name([id for id, is_bad in zip(ids, unusable.tolist(), strict=True) if is_bad])
+
+    def _name(self, ids: Sequence[str]) -> None:
+        bad = [id for id in ids if id not in self._named]
         if not bad or len(self._named) >= NAMED_IDS:
             return
         self._named.update(bad)

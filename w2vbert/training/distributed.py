@@ -113,8 +113,12 @@ class World:
             torch.manual_seed(int(states[1]) >> 1)
 
     @contextmanager
-    def watched(self, hang_seconds: float) -> Iterator[None]:
+    def watched(self, hang_seconds: float, behind_seconds: float = 0.0) -> Iterator[None]:
         """Looks for processes that are lost while the work inside goes on; see `Watchdog`.
+
+        Args:
+            hang_seconds: most time without a sign of life, or behind the others.
+            behind_seconds: most time behind the others, where that is more.
 
         Raises:
             UserError: the connection to another process broke.
@@ -123,7 +127,7 @@ class World:
             yield
             return
         self.wait()
-        watchdog = Watchdog(self, hang_seconds)
+        watchdog = Watchdog(self, hang_seconds, max(hang_seconds, behind_seconds))
         watchdog.start()
         try:
             yield
@@ -204,16 +208,17 @@ class Watchdog:
     """Ends this process, with a line that names the culprit, when another one is dead or hangs.
 
     Each process tells the launcher's store every `BEAT_SECONDS` that it lives, and where it is. Lost is who has said
-    nothing for `hang_seconds` (stopped, or its machine is gone), or who has been at one place for as long while
-    another one was farther on. The first process looks at all, the others at the first. The launcher ends
+    nothing for `hang_seconds` (stopped, or its machine is gone), or who has been at one place for `behind_seconds`
+    while another one was farther on. The first process looks at all, the others at the first. The launcher ends
     the run when one process has ended.
     """
 
-    def __init__(self, world: World, hang_seconds: float) -> None:
+    def __init__(self, world: World, hang_seconds: float, behind_seconds: float) -> None:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self.store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=hang_seconds))
         self.world = world
         self.hang_seconds = hang_seconds
+        self.behind_seconds = behind_seconds
         self.beats = 0
         self._seen: dict[int, _Seen] = {}
         self._stopped = threading.Event()
@@ -262,6 +267,6 @@ class Watchdog:
         place = f"at step {step}, {_PHASES[phase]}"
         if now - seen.heard > self.hang_seconds:
             return f"process {rank} has not been heard of for {now - seen.heard:.0f} s ({place})"
-        if now - seen.behind > self.hang_seconds:
+        if now - seen.behind > self.behind_seconds:
             return f"process {rank} hangs: {now - seen.behind:.0f} s {place}"
         return ""

@@ -41,6 +41,9 @@ class Task(Protocol):
     def param_groups(self) -> Sequence[ParamGroup]:
         """Groups of parameters with their schedules."""
 
+    def blocks(self) -> Sequence[nn.Module]:
+        """Modules of one code that do most of the model's work, to be compiled; none where there are no such."""
+
     def train_step(self, batch: Any, step: int, generator: torch.Generator) -> StepOutput:
         """Loss of a batch at step `step` (0-based); all randomness but dropout comes from `generator`.
 

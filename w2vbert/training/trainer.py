@@ -16,6 +16,7 @@ from w2vbert.errors import Unfinished
 from w2vbert.log import logger, progress
 from w2vbert.training.best_models import BestModels
 from w2vbert.training.checkpoint import Weights, check_room, load_newest, save_checkpoint
+from w2vbert.training.compilation import Compile, CompiledBlocks
 from w2vbert.training.device import choose_device, choose_precision
 from w2vbert.training.distributed import ALONE, COMPUTING, LOADING, WAITING, Replica, join_world
 from w2vbert.training.interruption import Interrupted, StopRequest
@@ -51,7 +52,10 @@ class TrainConfig:
         max_bad_steps: updates in a row with a loss or gradient that is not finite, after which the run stops.
         shard_weights: weights, gradients and moments are shared out among the processes (FSDP2), for models that one
             GPU cannot hold.
-        hang_seconds: of several processes, how long one may be silent or behind the others before the run ends.
+        hang_seconds: of several processes, how long one may be silent or behind the others before the run ends; where
+            blocks are compiled, which may take one longer than another, behind for at least ten minutes.
+        compile: the blocks of the model by torch.compile (docs/decisions/0016). auto: on a GPU, and training goes on
+            without where that fails; on: on a CPU, too, where it takes minutes; off.
     """
 
     seed: int = 1
@@ -72,6 +76,7 @@ class TrainConfig:
     max_bad_steps: int = 10
     shard_weights: bool = False
     hang_seconds: float = 60.0
+    compile: Compile = "auto"
 
     def __post_init__(self) -> None:
         intervals = (self.log_every_steps, self.validate_every_steps, self.save_every_steps)
@@ -144,6 +149,7 @@ class Trainer:
         self.device = choose_device()
         self.dtype = choose_precision(config.precision, self.device)
         task.model.to(self.device)
+        self.compiled = CompiledBlocks(task.blocks(), config.compile, self.device)
         self.groups = task.param_groups()
         self.params = [p for group in self.groups for module in group.modules for p in module.parameters()]
         self.optimizer = make_optimizer(self.groups)
@@ -180,7 +186,7 @@ class Trainer:
         if self.is_sharded:
             self._shard()
         self.batches.share(self.world.rank, self.world.size)
-        with self.stop, self.world.watched(self.config.hang_seconds):
+        with self.stop, self.world.watched(self.config.hang_seconds, self.compiled.most_seconds):
             replica = Replica(self.task, self.world, self.is_sharded)
             if self.device.type == "cuda" and not self._is_over():
                 self.rehearse(replica)
@@ -304,7 +310,7 @@ class Trainer:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), naming_memory(batch):
             moments = [torch.empty_like(p) for p in self.params for _ in range(2) if not self.optimizer.state]
-            self._backward(replica, batch, is_last=False)
+            self.compiled.try_out(lambda: self._backward(replica, batch, is_last=False))
             del moments
         self.generator.set_state(state)
         self.optimizer.zero_grad(set_to_none=True)
@@ -349,7 +355,7 @@ class Trainer:
         if writer is not None:
             self.world.mark = (self.step, ALONE)
             try:
-                with self.stop.breaking_off(f"step {self.step}: validation"):
+                with self.compiled.plain(), self.stop.breaking_off(f"step {self.step}: validation"):
                     metrics = self.task.validate(model)
                 self._judge(model, metrics, writer)
             except Interrupted:
