@@ -153,6 +153,7 @@ def test_a_longer_rest_than_the_file_is_noticed(server: Server, tmp_path: Path) 
         (make_archive(*FILES)[:100], "is damaged"),
         (make_archive("../outside", *FILES), "is damaged"),
     ],
+    ids=["another folder", "cut off", "leads outside"],
 )
 def test_archives_that_do_not_unpack_leave_nothing_half(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, message: str
