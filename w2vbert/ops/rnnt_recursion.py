@@ -142,8 +142,9 @@ def pruned_recursion(
     _check_boundary(boundary, B, symbols, T)
     in_pytorch = write.device.type == "cpu" and get_backend(backend) == "native" and not _runs_triton("cpu")
     if in_pytorch and rnnt_native.is_staircase(ranges, boundary):
-        flow = rnnt_native.pruned_flow
-        recursion = partial(flow, ranges=ranges, boundary=boundary, symbols=symbols, slope=int(regular))
+        recursion = partial(
+            rnnt_native.pruned_flow, ranges=ranges, boundary=boundary, symbols=symbols, slope=int(regular)
+        )
         scores, _, _ = _LatticeScore.apply(write, blank, recursion)
         return scores
     outside = write.new_full((B, T, symbols + 1), -torch.inf)
