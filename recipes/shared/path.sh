@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154
-# The environment of every run.sh, sourced by its path.sh: a w2vbert that is on PATH already (of an environment of your own), or else the one in the
-# project's .venv, which is made first if it is not there.
-if ! command -v w2vbert >/dev/null; then
+# The environment of every run.sh, sourced by its path.sh: w2vbert and its launcher where they are on PATH already (an
+# environment of your own), or else the project's .venv, which is made first if it is not there.
+if ! command -v w2vbert >/dev/null || ! command -v w2vbert-launch >/dev/null; then
   ../../bin/setup
   PATH=$(cd ../.. && pwd)/.venv/bin:$PATH
 fi

@@ -123,12 +123,10 @@ def test_only_earlier_results_are_written_over(tmp_path: Path) -> None:
         for kind, content in contents.items():
             target = tmp_path / "x.srt"
             target.write_bytes(content)
-            if kind == format or (format == "txt" and kind in ("ctm", "srt")):
+            if kind == format != "txt":
                 check_output(target, format, 1)
             else:
-                with pytest.raises(UserError, match="was not written by"):
+                with pytest.raises(UserError, match="was not written by|may hold other text"):
                     check_output(target, format, 1)
-    for content in (b"RIFF\x00\x01\x02\x03WAVEfmt ", b"fLaC\x00\x00\x00\x22", b"\xff\xfb\x90\x64"):
-        target.write_bytes(content)
-        with pytest.raises(UserError, match="was not written by"):
-            check_output(target, "txt", 1)
+    target.write_bytes(b"")
+    check_output(target, "txt", 1)

@@ -261,7 +261,11 @@ def test_names_need_not_be_unicode(prepared: Prepared, tmp_path: Path) -> None:
 
 
 def test_standard_input_and_patterns(
-    decode: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+    decode: Callable[..., dict[str, Any]],
+    prepared: Prepared,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[..., str],
 ) -> None:
     files = write_recordings(tmp_path / "in")
     alone = decode(*files)
@@ -272,6 +276,8 @@ def test_standard_input_and_patterns(
     assert decode(tmp_path / "in" / "[ab].*") == {str(file): alone[str(file)] for file in files[:2]}
     assert decode(f"{tmp_path}/**/*.flac").keys() == {str(files[1]), str(files[7])}
     assert decode(f"{tmp_path}/i?").keys() == alone.keys()
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "standard input (-) is closed" in fails("decode", "--model", prepared.model, "-")
 
 
 def test_files_of_foreign_formats_are_named_not_passed_over(

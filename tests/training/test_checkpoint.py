@@ -48,6 +48,13 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_weights_are_as_open_as_their_folder(mode: int, tmp_path: Path) -> None:
+    tmp_path.chmod(mode)
+    save_weights(nn.Linear(2, 2), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode & 0o666
+
+
 def test_the_newest_comes_back_whole_and_older_ones_go(tmp_path: Path) -> None:
     assert load_newest(tmp_path, {}) is None
     for step in (9, 10, 100):

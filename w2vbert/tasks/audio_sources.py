@@ -83,8 +83,9 @@ class Sources:
                 self.parts.append(part)
         if self.parts.count(STANDARD_INPUT) > 1:
             raise UserError("standard input (-) can be read once")
-        if STANDARD_INPUT in self.parts and sys.stdin.isatty():
-            raise UserError("standard input (-) is a terminal: pipe a WAV or FLAC file into it")
+        if STANDARD_INPUT in self.parts and (sys.stdin is None or sys.stdin.isatty()):
+            state = "closed" if sys.stdin is None else "a terminal"
+            raise UserError(f"standard input (-) is {state}: pipe a WAV or FLAC file into it")
 
     def __len__(self) -> int:
         return self._count

@@ -27,7 +27,7 @@ FIRST_LINES: dict[Format, str] = {
     "jsonl": r'\{"id": (?!.*"recording_id": )',
     "ctm": r";; |\S+ \S+ \d+\.\d+ \d+\.\d+ ",
     "srt": r"\d+$",
-    "txt": r"[^{\x00-\x08\ufffd][^\x00-\x08\ufffd]*$",
+    "txt": r"(?!)",  # any text could be one
     "lhotse": r'\{"id": .*"recording_id": ',
 }
 """Patterns of how files of each format begin: a file that begins otherwise is not written over."""
@@ -96,7 +96,8 @@ def check_output(output: Path | None, format: Format, count: int) -> None:
         raise UserError(f"{output} is a folder, but a file is to be written there")
     begin = _read_first_line(output) if output.is_file() else ""
     if begin and not re.match(FIRST_LINES[format], begin):
-        raise UserError(f"{output} exists and was not written by `w2vbert decode`: name another file")
+        doubt = "may hold other text than results" if format == "txt" else "was not written by `w2vbert decode`"
+        raise UserError(f"{output} exists and {doubt}: remove it, or name another file")
 
 
 def _is_folder(output: Path, format: Format) -> bool:

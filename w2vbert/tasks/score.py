@@ -64,6 +64,8 @@ def score_systems(ref: Path, hyps: Sequence[Path], normalization: Normalization)
     if len(set(hyps)) < len(hyps):
         raise UserError("a file of hypotheses is given twice")
     refs = read_utterances(ref)
+    if not any(normalization(utterance.text) for utterance in refs.values()):
+        raise UserError(f"{ref} holds no words, so there is no word error rate")
     systems: list[System] = []
     for name, hyp in zip(_short_names(hyps), hyps, strict=True):
         try:

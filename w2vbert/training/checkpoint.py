@@ -216,6 +216,7 @@ def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     with atomic_file(path) as aside:
         safetensors.torch.save_file(plain, aside)
+        aside.chmod(aside.parent.stat().st_mode & 0o666)  # as open as its folder: safetensors shuts all others out
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
