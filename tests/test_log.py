@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +41,11 @@ def test_lines_go_once_to_stderr_and_to_the_file(tmp_path: Path, capsys: pytest.
     assert (tmp_path / "a" / "run.log").read_text().count("hello 100%") == 1
 
 
-def test_a_name_that_is_not_utf8_can_be_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    setup_logging(tmp_path / "run.log")
-    logger.info("Gr\u00fc\u00dfe \udce4.wav")
+def test_a_name_that_is_not_utf8_can_be_told(tmp_path: Path) -> None:
+    """In a process of its own: pytest's processes cannot tell one another such a name."""
+    code = "import sys, pathlib; from w2vbert.log import logger, setup_logging; "
+    code += r"setup_logging(pathlib.Path(sys.argv[1])); logger.info('Gr\u00fc\u00dfe \udce4.wav')"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run.log")], check=True, capture_output=True)
     assert (tmp_path / "run.log").read_text(encoding="utf-8").endswith("Gr\u00fc\u00dfe \\udce4.wav\n")
 
 

@@ -133,9 +133,8 @@ def test_utterances_shorter_than_the_receptive_field_are_left_out_and_counted(
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     prepared: Prepared, config: Path, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run("pretrain", prepared.data, tmp_path / "whole", "--config", config)
     base = ("pretrain", prepared.data, tmp_path / "out", "--config", config)
-    real, left = os.fsync, [40]
+    real, left = os.fsync, [10**6]
 
     def fill(descriptor: int) -> None:
         left[0] -= 1
@@ -145,6 +144,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", fill)
+        run("pretrain", prepared.data, tmp_path / "whole", "--config", config)
+        left[0] = (10**6 - left[0]) // 2
         assert "no space left on device" in fails(*base)
     assert (tmp_path / "out" / "checkpoints").is_dir() and not (tmp_path / "out" / "model.json").exists()
     run(*base)

@@ -1,14 +1,17 @@
 """Transcripts that cannot be learnt: said before training, left out of the loss, named once."""
 
+import string
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.models.tiny import MELS, TRANSDUCER, noise
 from w2vbert.data.batches import SpeechBatch, collate
+from w2vbert.data.cut_index import CutIndex
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
@@ -27,10 +30,11 @@ class ToyDataset(SpeechDataset):
     """Utterances without files, named a, b, c ..."""
 
     def __init__(self, texts: list[str], frames: list[int]) -> None:
-        self._rows = [(None, row) for row in range(len(texts))]  # type: ignore[misc]
-        self.ids = list("abcdefgh"[: len(texts)])
-        self.texts, self.frames, self.spare = texts, frames, [0] * len(texts)
-        self.speakers = [""] * len(texts)
+        count = len(texts)
+        ids, nobody, records = list(string.ascii_letters[:count]), [""] * count, b""
+        self._manifests = [CutIndex(ids, texts, nobody, frames, [0] * (count + 1), records)]
+        self._choose(np.arange(count))
+        self.frames, self.spare = frames, [0] * count
         self._cache = {}
 
 
