@@ -1,5 +1,6 @@
 """Starts a command in several processes, on one machine or on many: torchrun with our defaults and exit codes."""
 
+import logging
 import os
 import signal
 import sys
@@ -46,6 +47,8 @@ def launch(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    for name in ("multiprocessing.api", "agent.server.api"):  # `_explain` says what they would
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # those that torchrun passes on to its processes
     processes = "gpu" if cuda.is_available() else "1"
     defaults = [f"--signals_to_handle={signals}", f"--nproc-per-node={processes}", *_find_machines(os.environ)]

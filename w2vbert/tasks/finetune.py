@@ -139,7 +139,8 @@ class FinetuneConfig:
             raise ValueError("batch_seconds must be at least 0.5, max_seconds above 0 and join_utterances at least 1")
         check_length_buckets(self.length_buckets, self.join_utterances)
         if self.loss.ctc_only_steps >= self.train.max_steps:
-            raise ValueError(f"loss.ctc_only_steps must be less than train.max_steps, {self.train.max_steps}")
+            steps = f"loss.ctc_only_steps, {self.loss.ctc_only_steps}, must be less than train.max_steps"
+            raise ValueError(f"{steps}, {self.train.max_steps}: set both, or train longer")
         if not 0.0 < self.encoder_layer_decay <= 1.0:
             raise ValueError(f"encoder_layer_decay must lie in (0, 1], not {self.encoder_layer_decay}")
         if self.pseudo_share is not None and not 0.0 < self.pseudo_share < 1.0:
