@@ -96,14 +96,18 @@ class _Meter:
 
     def add_audio(self, seconds: float) -> None:
         self.heard_seconds += seconds
-        factor = self.took_seconds / max(self.heard_seconds, 1e-9)
-        self.bar.set_postfix_str(f"{self.recordings} of {self.count} recordings, RTF {factor:.4f}", refresh=False)
+        self._show()
         self.bar.update(int(self.heard_seconds) - self.bar.n)
 
     def add_recording(self, transcript: Transcript) -> None:
         self.recordings += 1
         self.failures += transcript.error is not None
         self.audio_seconds += transcript.seconds if transcript.error is None else 0.0
+        self._show()
+
+    def _show(self) -> None:
+        factor = self.took_seconds / max(self.heard_seconds, 1e-9)
+        self.bar.set_postfix_str(f"{self.recordings} of {self.count} recordings, RTF {factor:.4f}", refresh=False)
 
     @property
     def took_seconds(self) -> float:

@@ -36,10 +36,16 @@ class State:
 
 
 class Watcher:
-    """A folder in which recordings appear, and the folder of their results."""
+    """A folder in which recordings appear, and the folder of their results.
+
+    Attributes:
+        folder, out: the two.
+        noted: results written so far.
+    """
 
     def __init__(self, folder: Path, out: Path) -> None:
         self.folder, self.out = folder, out
+        self.noted = 0
         self._seen: dict[Path, tuple[State, float]] = {}  # when a file was first seen in this state
         self._done: dict[Path, State] = {}
         self._is_listed = True
@@ -72,6 +78,7 @@ class Watcher:
         """Writes the result of a recording, whole or not at all."""
         write_json(self.result_of(path), result | {"size": state.size, "changed": state.changed})
         self._done[path] = state
+        self.noted += 1
 
     def _list(self) -> list[Path]:
         try:
@@ -121,16 +128,15 @@ def watch_folder(folder: Path, out: Path, channel: int | None, load: Callable[[]
 
 def _watch(watcher: Watcher, channel: int | None, recognizer: Recognizer) -> None:
     logger.info(f"watching {watcher.folder}: results go to {watcher.out}; stop with Ctrl-C")
-    count = 0
     try:
         while True:
-            count += _decode_ready(watcher, channel, recognizer)
+            _decode_ready(watcher, channel, recognizer)
             time.sleep(POLL_SECONDS)
     except (KeyboardInterrupt, SystemExit):  # the way to end it: no failure
-        logger.info(f"stopped after {count} recordings; what has no result yet will be decoded at the next start")
+        logger.info(f"stopped after {watcher.noted} recordings; what has no result yet is decoded at the next start")
 
 
-def _decode_ready(watcher: Watcher, channel: int | None, recognizer: Recognizer) -> int:
+def _decode_ready(watcher: Watcher, channel: int | None, recognizer: Recognizer) -> None:
     ready = watcher.find_ready()
     sources = [source_of_file(path, channel) for path in ready]
     transcripts = transcribe(sources, recognizer, lambda seconds: None)
@@ -140,4 +146,3 @@ def _decode_ready(watcher: Watcher, channel: int | None, recognizer: Recognizer)
         watcher.note(path, state, describe(transcript))
         if transcript.error is None:
             logger.info(f"{path}: {transcript.text}")
-    return len(ready)
