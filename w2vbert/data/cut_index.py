@@ -148,9 +148,11 @@ def _save(index: CutIndex, folder: Path) -> None:
 
 
 def _load(folder: Path) -> CutIndex:
-    columns = (Column(_map(folder / name), np.load(folder / f"{name}_ends.npy", mmap_mode="r")) for name in _STRINGS)
+    ids, texts, speakers = (
+        Column(_map(folder / name), np.load(folder / f"{name}_ends.npy", mmap_mode="r")) for name in _STRINGS
+    )
     frames, offsets = np.load(folder / "frames.npy"), np.load(folder / "offsets.npy", mmap_mode="r")
-    return CutIndex(*columns, frames, offsets, _map(folder / "records"))
+    return CutIndex(ids, texts, speakers, frames, offsets, _map(folder / "records"))
 
 
 def _map(path: Path) -> mmap.mmap:
