@@ -270,6 +270,31 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path: Path, kind: str) -
     assert names(tmp_path) == ["out"]
 
 
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from w2vbert.stages import Step
+Step("train", Path(sys.argv[1]), 1, {}).start()
+if os.fork() == 0:
+    time.sleep(float(sys.argv[2]))
+    os._exit(0)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_process_has_forked_does_not_hold_its_folder(tmp_path: Path) -> None:
+    """As the processes that make batches, which see a little later that they are alone."""
+    command = [sys.executable, "-c", FORKING, str(tmp_path / "out"), "5"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    with pytest.raises(UserError, match="another process is writing"):
+        train(tmp_path / "out", 1)
+    process.kill()
+    process.wait()
+    assert train(tmp_path / "out", 1)
+
+
 def test_a_call_is_known_again_until_something_changes(tmp_path: Path) -> None:
     source, out = tmp_path / "in.txt", tmp_path / "out"
     source.write_text("1")

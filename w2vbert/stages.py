@@ -413,6 +413,16 @@ def _hold(folder: Path) -> None:
     _held[key] = inode, descriptor
 
 
+def _forget() -> None:
+    """In a forked process, which may live a little longer than this one: the lock must end with this one."""
+    for _, descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def _let_go(folder: Path) -> None:
     _, descriptor = _held.pop(real_path(folder), (0, None))
     if descriptor is not None:

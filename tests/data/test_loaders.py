@@ -258,6 +258,15 @@ def test_processes_make_the_same_batches_in_the_same_order() -> None:
     assert batches.next_batch().ids == expected[5].ids
 
 
+def test_processes_take_nothing_of_the_training_s_randomness() -> None:
+    """Else a run with them would draw other masks after each start."""
+    before = torch.get_rng_state()
+    batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, workers=1)
+    batches.share(0, 1)
+    batches.next_batch()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_killed_process_that_makes_batches_is_an_error() -> None:
     batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, workers=1)
     others = multiprocessing.active_children()

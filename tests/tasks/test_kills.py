@@ -26,9 +26,9 @@ from w2vbert.training.best_models import list_best
 from w2vbert.training.checkpoint import read_weights
 
 KILLS = ["clock", "checkpoint", "clock", "validation"] * 2 + ["clock"] * 2
-"""What decides the instant: a time, or a moment while a checkpoint is written or dev is read for a validation."""
+"""What decides the instant: the clock, or a checkpoint that is being written, or dev that is read for a validation."""
 
-TRAIN = {"max_steps": 40, "save_every_steps": 2, "validate_every_steps": 3, "log_every_steps": 5, "keep_best": 3}
+TRAIN = {"max_steps": 50, "save_every_steps": 2, "validate_every_steps": 3, "log_every_steps": 5, "keep_best": 3}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,22 @@ def run_command(arguments: list[str], when: str = "clock", count: int = 0) -> No
         in_order = vars(task)["in_order"]
         die_in(task, "in_order", count, lambda *values: next(iter(in_order(*values))))
     raise SystemExit(cli.main(arguments))
+
+
+def kill_at(process: "multiprocessing.context.ForkServerProcess", run: Path, instants: random.Random) -> None:
+    """Kills a run while it starts, or some moments after its next checkpoint or the one after that."""
+
+    def newest() -> str:
+        return max((path.name for path in run.glob("checkpoints/step-*")), default="")
+
+    more, seen = instants.choice([0, 1, 2]), newest()
+    seconds = instants.uniform(0.0, 0.1 if more else 1.0)
+    while more and process.is_alive():
+        if newest() > seen:
+            more, seen = more - 1, newest()
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.kill()
 
 
 def die_in(module: ModuleType, name: str, count: int, begin: Callable[..., object]) -> None:
@@ -84,19 +100,16 @@ def test_kills_at_random_instants_change_no_weight(
         process.start()
         return process
 
-    began = time.monotonic()
     undisturbed = start("undisturbed")
     undisturbed.join(300)
-    seconds = time.monotonic() - began
     assert undisturbed.exitcode == 0
     instants, killed = random.Random(time.time_ns()), Counter[str]()
     for when in KILLS:
         process = start("killed", when, instants.randint(1, 2))
-        process.join(instants.uniform(0.02, 0.15) * seconds if when == "clock" else 300)
-        if process.exitcode is None:
-            process.kill()
-            process.join(60)
-        killed[when] += process.exitcode == -signal.SIGKILL  # else it has ended, on a machine that has become faster
+        if when == "clock":
+            kill_at(process, tmp_path / "killed", instants)
+        process.join(300)
+        killed[when] += process.exitcode == -signal.SIGKILL
         if process.exitcode == 0:
             break
     assert killed.total() > len(KILLS) // 2 and killed["checkpoint"] and killed["validation"], killed

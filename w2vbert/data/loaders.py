@@ -292,7 +292,14 @@ class _Places(Sampler[Place]):
 def _start_workers(stream: BatchStream) -> Iterator[SpeechBatch | UserError]:
     """Batches in order, made by processes; these share what memory the dataset may keep features in."""
     stream.dataset.divide_cache(stream.workers)
-    loader = DataLoader(_Maker(stream), batch_size=None, sampler=_Places(stream), num_workers=stream.workers)
+    loader = DataLoader(
+        _Maker(stream),
+        batch_size=None,
+        sampler=_Places(stream),
+        num_workers=stream.workers,
+        multiprocessing_context="fork",  # not Python's default, which may be another: they share the dataset's memory
+        generator=torch.Generator(),  # else a number of the training's own randomness would be drawn at each start
+    )
     before = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
     # The loader's own handler would raise wherever this process happens to be when a worker dies. Without it, the
