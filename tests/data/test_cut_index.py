@@ -58,6 +58,16 @@ def test_the_index_of_a_large_one_stays_beside_it(manifest: Path, monkeypatch: p
     assert len(open_index(manifest).ids) == 1
 
 
+def test_a_zero_byte_in_a_transcript_moves_no_other(manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut_index, "KEPT_BYTES", 1)
+    first, second = (json.loads(line) for line in gzip.decompress(manifest.read_bytes()).splitlines())
+    second["supervisions"] = [first["supervisions"][0] | {"text": "AFTER"}]
+    first["supervisions"][0]["text"] = "A\0B"
+    manifest.write_bytes(gzip.compress("".join(f"{json.dumps(cut)}\n" for cut in (first, second)).encode()))
+    for _ in ("made", "read"):
+        assert list(open_index(manifest).texts) == ["A B", "AFTER"]
+
+
 def test_what_cannot_be_written_beside_is_kept_in_memory(
     manifest: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

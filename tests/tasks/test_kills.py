@@ -31,15 +31,6 @@ KILLS = ["clock", "checkpoint", "clock", "validation"] * 2 + ["clock"] * 2
 TRAIN = {"max_steps": 50, "save_every_steps": 2, "validate_every_steps": 3, "log_every_steps": 5, "keep_best": 3}
 
 
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    # What a run imports, so that each child begins with it loaded.
-    tasks = ["tests.tasks.test_kills", "w2vbert.tasks.pretrain", "w2vbert.tasks.finetune"]
-    context.set_forkserver_preload([*tasks, "tensorboardX", "torch._dynamo", "matplotlib.pyplot"])
-    return context
-
-
 def run_command(arguments: list[str], when: str = "clock", count: int = 0) -> None:
     """What a child does; it kills itself at the `count`-th checkpoint or validation, somewhere in the midst of it."""
     torch.set_num_threads(1)

@@ -150,7 +150,8 @@ def test_what_was_dropped_is_named(tmp_path: Path) -> None:
     rows = report(folder)["splits"]
     dropped = {reason: names for row in rows.values() for reason, names in row["dropped"].items()}
     assert dropped["audio file is missing"] == ["9.wav"] and dropped["empty transcript"] == ["e"]
-    assert dropped["damaged or truncated"] == ["t"] and dropped["id is there twice"] == ["e"]
+    assert dropped["damaged or truncated"] == ["t"]
+    assert dropped["id is there twice"] == [f"e ({folder / 'e.flac'} is taken, {folder / 'e.wav'} is not)"]
 
 
 def test_too_few_speakers_are_told(tmp_path: Path) -> None:

@@ -57,6 +57,14 @@ def test_the_table(rows: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "pre-trained + LM" not in (tmp_path / "new" / "RESULTS.md").read_text()
 
 
+def test_a_model_in_two_rows_is_told(rows: list[str], tmp_path: Path) -> None:
+    run("report", tmp_path / "RESULTS.md", *rows, "--row", f"student={tmp_path / 'b'}")
+    told = [line for line in (tmp_path / "RESULTS.md").read_text().splitlines() if " is the model of " in line]
+    assert [line.partition(":")[0] for line in told] == ["'student' is the model of 'pre-trained + LM'"]
+    run("report", tmp_path / "RESULTS.md", *rows)
+    assert "is the model of" not in (tmp_path / "RESULTS.md").read_text()
+
+
 def test_a_picture_of_wer_against_hours_of_pretraining(rows: list[str], tmp_path: Path) -> None:
     picture = tmp_path / "curve.png"
     run("report", tmp_path / "RESULTS.md", *rows, "--curve", picture)

@@ -1,21 +1,11 @@
-"""What tests of trainings share: real processes, and disks that are soon full."""
+"""What tests of trainings share: disks that are soon full."""
 
-import multiprocessing
 import os
 import subprocess
 from collections.abc import Iterator
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    # What a run imports: each child begins with it loaded, in 30 ms.
-    context.set_forkserver_preload(["tests.training.workers", "tensorboardX", "torch._dynamo"])
-    return context
 
 
 @pytest.fixture

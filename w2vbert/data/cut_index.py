@@ -119,7 +119,7 @@ def _build(manifest: Path) -> CutIndex:
         said = cut.get("supervisions") or [{}]
         speaker = said[0].get("speaker") or ""
         ids.append(cut["id"])
-        texts.append(said[0].get("text") or "")
+        texts.append((said[0].get("text") or "").replace("\0", " "))  # a zero byte ends a string in the index
         speakers.append(speaker_names.setdefault(speaker, speaker))
         frames.append(compute_num_frames(cut["duration"], features["frame_shift"], features["sampling_rate"]))
         kept = _AUDIO_KEYS if is_computed(cut) else _RECORD_KEYS

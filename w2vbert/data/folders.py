@@ -57,10 +57,10 @@ class Listing:
 
     def add(self, utterance: Utterance, group: str) -> None:
         """Takes an utterance, unless its id is there."""
-        if utterance.id in self.utterances:
-            self.drop("id is there twice", utterance.id)
+        first = self.utterances.setdefault(utterance.id, utterance)
+        if first is not utterance:
+            self.drop("id is there twice", f"{utterance.id} ({first.path} is taken, {utterance.path} is not)")
             return
-        self.utterances[utterance.id] = utterance
         if group:
             self.groups[utterance.id] = group.lower()
 

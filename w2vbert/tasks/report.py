@@ -1,5 +1,6 @@
 """The table that a recipe ends with."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,11 +86,15 @@ def _wer_cell(score: dict[str, Any]) -> str:
 
 def _notes(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str]) -> list[str]:
     first = results[0][1]["splits"][splits[0]]
-    return [
+    notes = [
         f"WER with its 95 % interval (by {first['resampled']}) and counts of insertions, deletions and "
         "substitutions over the words of the references. Hours and minutes are those of all trainings that the row "
         "needs, repetitions counted: pre-training, fine-tuning, and the teacher's for self-training.",
     ]
+    for (name, result), (other, later) in itertools.combinations(results, 2):
+        if result["history"] and all(result.get(key) == later.get(key) for key in ("history", "lm", "splits")):
+            notes += ["", f"{other!r} is the model of {name!r}: no student was better than its teacher."]
+    return notes
 
 
 def _trainings(results: Sequence[tuple[str, dict[str, Any]]], out: Path) -> list[str]:
