@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.models.tiny import noise
-from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, diversity_loss, entropy_gap, perplexity
+from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, diversity_loss, information_gap, perplexity
 
 GROUPS, CODES, DIM, INPUT, FRAMES = 2, 7, 6, 5, 40
 
@@ -116,16 +116,28 @@ def test_diversity_gradient_evens_use_out_and_is_finite_at_collapse() -> None:
     assert grad.isfinite().all()
 
 
-def test_the_entropys_gradient_does_not_fade_with_the_perplexity() -> None:
-    """It is that of the diversity loss times V / perplexity: equal at even use, larger the fewer codes are in use."""
+def test_the_informations_gradient_does_not_fade_with_the_perplexity() -> None:
+    """Of the mean it is that of the diversity loss times V / perplexity: larger the fewer codes are in use."""
     for scale in (0.01, 1.0, 5.0):
         logits = (scale * noise(1, CODES)).requires_grad_()
-        probs = logits.softmax(-1)
-        fading, lasting = (torch.autograd.grad(f(logits.softmax(-1)), logits)[0] for f in (diversity_loss, entropy_gap))
-        torch.testing.assert_close(lasting, fading * CODES / float(perplexity(probs.detach())), rtol=1e-4, atol=1e-7)
-    assert abs(entropy_gap(torch.full((GROUPS, CODES), 1 / CODES))) < 1e-6
-    collapsed = F.one_hot(torch.tensor([3, 0]), CODES).float()
-    assert math.isclose(float(entropy_gap(collapsed)), math.log(CODES), rel_tol=1e-6)
+        losses = diversity_loss(logits.softmax(-1)), information_gap(logits.softmax(-1), torch.zeros(()))
+        fading, lasting = (torch.autograd.grad(loss, logits)[0] for loss in losses)
+        rate = CODES / float(perplexity(logits.detach().softmax(-1)))
+        torch.testing.assert_close(lasting, fading * rate, rtol=1e-4, atol=1e-7)
+
+
+def test_the_gap_is_what_codes_do_not_tell_of_a_frame() -> None:
+    """None where each frame has one code and all codes are used; all where they have one, or any, code."""
+    for logits, gap in [
+        (50.0 * torch.eye(CODES), 0.0),
+        (50.0 * F.one_hot(torch.zeros(CODES, dtype=torch.int64), CODES).float(), math.log(CODES)),
+        (torch.zeros(CODES, CODES), math.log(CODES)),
+    ]:
+        quantizer = GumbelQuantizer(CODES, QuantizerConfig(1, CODES, dim=CODES)).eval()
+        with torch.no_grad():
+            quantizer.logits.weight.copy_(logits)
+        found = quantizer(torch.eye(CODES), 1.0)
+        assert math.isclose(float(information_gap(found.mean_probs, found.entropy)), gap, abs_tol=1e-4)
 
 
 def test_perplexity_counts_codes_in_even_use() -> None:

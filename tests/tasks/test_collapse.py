@@ -49,9 +49,11 @@ def held_sounds(generator: torch.Generator) -> Tensor:
     return (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
 
 
-@pytest.mark.parametrize(("diversity", "weight", "collapses"), [("perplexity", 0.1, True), ("entropy", 1.0, False)])
+@pytest.mark.parametrize(
+    ("diversity", "weight", "collapses"), [("perplexity", 0.1, True), ("information", 0.25, False)]
+)
 def test_the_papers_diversity_loss_lets_the_codes_collapse_and_the_default_does_not(
-    diversity: Literal["entropy", "perplexity"], weight: float, collapses: bool
+    diversity: Literal["information", "perplexity"], weight: float, collapses: bool
 ) -> None:
     """A real collapse, with the contrastive loss on: as on recorded speech, the accuracy looks splendid meanwhile."""
     torch.manual_seed(0)
@@ -80,7 +82,7 @@ def test_even_use_is_no_collapse_and_few_codes_are_one() -> None:
     assert find_collapse(sums([eighth[:-1] + [160]]), CONFIG) is None  # one code more than an eighth
     found = find_collapse(sums([FEW]), CONFIG)
     assert found is not None and "perplexity 5.5 of 64" in found and "31% of the masked frames" in found
-    assert "model.diversity_weight above 1" in found and "\n" not in found
+    assert "model.diversity_weight above 0.25" in found and "\n" not in found
 
 
 def test_one_collapsed_codebook_of_two_is_found() -> None:
@@ -91,7 +93,7 @@ def test_one_collapsed_codebook_of_two_is_found() -> None:
 def test_a_quantizer_that_does_not_look_at_the_frame_is_found() -> None:
     even = math.log(CODES)
     found = find_collapse(sums([EVEN], even, even - 0.01), CONFIG)
-    assert found is not None and "do not depend on the frames" in found and "model.quantizer.logit_std" in found
+    assert found is not None and "do not depend on the frames" in found
     assert find_collapse(sums([EVEN], even, even - 0.5), CONFIG) is None
 
 
@@ -103,7 +105,7 @@ def test_too_few_frames_say_nothing() -> None:
 @pytest.mark.parametrize(
     ("config", "remedy"),
     [
-        (replace(CONFIG, diversity="perplexity"), "try model.diversity=entropy, model.diversity_weight above 1"),
+        (replace(CONFIG, diversity="perplexity"), "try model.diversity=information, a lower"),
         (
             replace(CONFIG, encoder=replace(ENCODER, contrastive_blocks=0), objective="no-contrastive"),
             "try model.objective=w2v-bert",

@@ -54,7 +54,7 @@ class QuantizerOutput:
         codes: int64 (N, G), codes of `vectors`: argmax of the noisy logits in training.
         ids: int64 (N, G), argmax of the noise-free logits: the targets of masked prediction (trap 4).
         mean_probs: (G, V), mean over the frames of the softmax of the noise-free logits.
-        entropy: scalar, mean entropy in nats of the single frame's distribution.
+        entropy: scalar, mean entropy in nats of the single frame's softmax, over frames and codebooks.
     """
 
     vectors: Tensor
@@ -132,8 +132,9 @@ class GumbelQuantizer(nn.Module):
                 noisy = logits - exponential.clamp_(min=1e-10).log_()
             codes = noisy.argmax(-1)  # (N, G)
             vectors = straight_through_look_up((noisy / temperature).softmax(-1), self.codebook, codes)
-            probs = logits.softmax(-1)  # (N, G, V)
-            frame_entropy = -(probs.detach() * probs.detach().clamp(min=1e-10).log()).sum(-1)  # (N, G)
+            log_probs = logits.log_softmax(-1)  # (N, G, V)
+            probs = log_probs.exp()
+            frame_entropy = -(probs * log_probs).sum(-1)  # (N, G)
             frames = max(x.shape[0], 1)  # without a masked frame there is no mean
         return QuantizerOutput(
             vectors=vectors.flatten(1),  # (N, G * E)
@@ -155,11 +156,17 @@ def diversity_loss(mean_probs: Tensor) -> Tensor:
     return 1.0 - perplexity(mean_probs).sum() / (groups * codes)
 
 
-def entropy_gap(mean_probs: Tensor) -> Tensor:
-    """Nats that the entropy of (G, V) distributions lacks to that of even use, mean over codebooks.
+def information_gap(mean_probs: Tensor, frame_entropy: Tensor) -> Tensor:
+    """Nats that the codes could tell of a frame and do not, mean over codebooks; 0 when all are used evenly and surely.
 
-    Where all codes are used evenly its gradient is that of `diversity_loss`; where few are, that of `diversity_loss`
-    fades with the perplexity's share of V, and this one does not.
+    What they tell is the mutual information of frame and code: the entropy of the mean distribution less the mean
+    entropy of the single frame's (Krause et al. 2010, "Discriminative clustering by regularized information
+    maximization", equation 3). Its gradient does not fade when few codes are in use, as that of `diversity_loss` does,
+    and it is not satisfied by frames of which each might be any code.
+
+    Args:
+        mean_probs: (G, V).
+        frame_entropy: scalar, mean over frames and codebooks.
     """
-    entropy = -(mean_probs * mean_probs.clamp(min=1e-10).log()).sum(-1)  # (G,)
-    return math.log(mean_probs.shape[1]) - entropy.mean()
+    batch_entropy = -(mean_probs * mean_probs.clamp(min=1e-10).log()).sum(-1)  # (G,)
+    return math.log(mean_probs.shape[1]) - batch_entropy.mean() + frame_entropy

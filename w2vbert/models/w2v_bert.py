@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from w2vbert.models.encoder import EncoderConfig, EncoderOutput, SpeechEncoder
-from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, QuantizerOutput, diversity_loss, entropy_gap
+from w2vbert.models.quantizer import GumbelQuantizer, QuantizerConfig, QuantizerOutput, diversity_loss, information_gap
 from w2vbert.models.random_projection import RandomProjectionConfig
 from w2vbert.ops.contrastive import ContrastiveLoss, contrastive_loss, draw_distractors
 from w2vbert.ops.lengths import send
@@ -43,11 +43,12 @@ class W2vBertConfig:
             them serve.
         contrastive_temperature: kappa (0.1: wav2vec 2.0).
         contrastive_weight: beta, of L_c = L_w + diversity_weight L_d (1: paper).
-        diversity: what pushes towards even use of the codes. `perplexity`: the paper's L_d. `entropy`: log V minus the
-            entropy, in nats. Deviation: the gradient of L_d is that of the entropy times perplexity / V, so it fades
-            when it is needed; codes then collapse on real speech (docs/collapse.md).
-        diversity_weight: alpha. The paper has 0.1, with `perplexity`; 1 with `entropy` kept the codes in use on real
-            speech with three seeds (docs/collapse.md).
+        diversity: what pushes towards even use of the codes. `perplexity`: the paper's L_d. `information`: log V minus
+            what the codes tell of a frame, in nats. Deviation: L_d pulls the less the fewer codes are in use, and is
+            content with frames of which each might be any code; both let codes collapse on real speech
+            (docs/collapse.md).
+        diversity_weight: alpha. The paper has 0.1, with `perplexity`; 0.25 with `information` kept the codes in use on
+            all that was tried (docs/collapse.md).
         masked_prediction_weight: gamma, of L_m (1: paper).
     """
 
@@ -60,8 +61,8 @@ class W2vBertConfig:
     num_distractors: int = 100
     contrastive_temperature: float = 0.1
     contrastive_weight: float = 1.0
-    diversity: Literal["entropy", "perplexity"] = "entropy"
-    diversity_weight: float = 1.0
+    diversity: Literal["information", "perplexity"] = "information"
+    diversity_weight: float = 0.25
     masked_prediction_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -114,7 +115,7 @@ class CodeUse:
 
     Attributes:
         diversity: L_d of the paper.
-        penalty: what the total has of it, with gradient: L_d or the gap of the entropy.
+        penalty: what the total has of it, with gradient: L_d or the gap of the information.
         batch_entropy: entropy in nats of the mean distribution over the batch, mean over codebooks.
         frame_entropy: mean entropy in nats of the single frame's distribution.
     """
@@ -230,12 +231,14 @@ class W2vBert(nn.Module):
         )
 
     def _measure_use(self, quantized: QuantizerOutput, count: Tensor) -> CodeUse:
-        diversity, gap = diversity_loss(quantized.mean_probs), entropy_gap(quantized.mean_probs)
+        diversity = diversity_loss(quantized.mean_probs)
+        gap = information_gap(quantized.mean_probs, quantized.entropy)
+        frame_entropy = quantized.entropy.detach()
         return CodeUse(
             diversity=diversity.detach() * count,
-            penalty=(gap if self.config.diversity == "entropy" else diversity) * count,
-            batch_entropy=(math.log(self.config.quantizer.codes) - gap.detach()) * count,
-            frame_entropy=quantized.entropy * count,
+            penalty=(gap if self.config.diversity == "information" else diversity) * count,
+            batch_entropy=(math.log(self.config.quantizer.codes) - gap.detach() + frame_entropy) * count,
+            frame_entropy=frame_entropy * count,
         )
 
     def _contrastive(

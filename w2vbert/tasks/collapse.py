@@ -56,7 +56,7 @@ def find_collapse(sums: Mapping[str, Tensor], config: W2vBertConfig) -> str | No
         information = float(sums["batch_entropy"] - sums["frame_entropy"]) / count
         if information < MIN_INFORMATION:
             facts = f"a frame's own code distribution tells {information:.2f} nats"
-            return f"the codes do not depend on the frames ({facts}): try a larger model.quantizer.logit_std"
+            return f"the codes do not depend on the frames ({facts}): {_remedies(config)}"
     return None
 
 
@@ -64,8 +64,8 @@ def _remedies(config: W2vBertConfig) -> str:
     if config.objective == "best-rq":
         return "frozen codes follow the features: look for silence or features that are not normalised"
     remedies = [f"model.diversity_weight above {config.diversity_weight:g}"]
-    if config.diversity != "entropy":
-        remedies.insert(0, "model.diversity=entropy")
+    if config.diversity != "information":
+        remedies = ["model.diversity=information"]
     if config.objective == "no-contrastive":
         remedies.insert(0, "model.objective=w2v-bert")
     return f"try {', '.join(remedies)}, a lower optim.learning_rate, or less silence in the data"
