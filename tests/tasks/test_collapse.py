@@ -77,9 +77,9 @@ def test_the_papers_diversity_loss_lets_the_codes_collapse_and_the_default_does_
 
 def test_even_use_is_no_collapse_and_few_codes_are_one() -> None:
     assert find_collapse(sums([EVEN]), CONFIG) is None
-    eighth = [160] * (CODES // 8) + [0] * (CODES - CODES // 8)
-    assert find_collapse(sums([[161] + eighth[1:]]), CONFIG) is not None
-    assert find_collapse(sums([eighth[:-1] + [160]]), CONFIG) is None  # one code more than an eighth
+    tenth = [200] * (CODES // 10) + [0] * (CODES - CODES // 10)  # 6 of 64
+    assert find_collapse(sums([tenth]), CONFIG) is not None
+    assert find_collapse(sums([tenth[:-1] + [200]]), CONFIG) is None  # one code more
     found = find_collapse(sums([FEW]), CONFIG)
     assert found is not None and "perplexity 5.5 of 64" in found and "31% of the masked frames" in found
     assert "model.diversity_weight above 0.25" in found and "\n" not in found

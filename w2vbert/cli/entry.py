@@ -156,7 +156,7 @@ def start(
 ) -> None:
     """w2v-BERT speech recognition: pre-training, fine-tuning with a pruned RNN-T, self-training, decoding.
 
-    Settings come from YAML files (--config) and from --set; `w2vbert info` shows them.
+    Settings come from YAML files (--config) and from --set; `w2vbert settings COMMAND` shows them.
     """
     setup_logging()
     if context.invoked_subcommand is None:

@@ -63,6 +63,18 @@ def info(
 
 
 @app.command()
+def settings(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND", help="Command, such as finetune or lm train.")],
+    config: Config = None,
+    set_: Set = None,
+) -> None:
+    """Print all settings of a command with their meanings, as YAML for --config."""
+    from w2vbert.tasks import settings as task
+
+    print(task.render_settings(" ".join(command), config, set_ or []), end="")
+
+
+@app.command()
 def doctor(json: Json = False) -> None:
     """Show versions, devices, and how to get what is missing."""
     from w2vbert.tasks import doctor as task

@@ -32,16 +32,25 @@ MIN_DEVIATION = 1e-3  # of a mel bin over an utterance; digital silence has none
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """Filterbanks as in Kaldi and Lhotse."""
+    """Filterbanks as in Kaldi and Lhotse.
+
+    Attributes:
+        num_mel_bins: mel bins of a frame.
+        frame_length_seconds, frame_shift_seconds: of a frame, and from one to the next.
+        sampling_rate_hz: audio of other rates is resampled to it.
+        low_hz, high_hz: lower edge of the first mel bin, upper edge of the last.
+        snip_edges: only frames that lie within the audio; else N / shift frames, with mirrored edges.
+        scale: of the samples, which lie in [-1, 1]; it moves the floor of the energies, 1.2e-7.
+    """
 
     num_mel_bins: int = 80
     frame_length_seconds: float = 0.025
     frame_shift_seconds: float = 0.01
     sampling_rate_hz: int = 16000
-    low_hz: float = 20.0  # lower edge of the first mel bin
-    high_hz: float = 7600.0  # upper edge of the last mel bin
-    snip_edges: bool = False  # only frames that lie within the audio; else N / shift frames, with mirrored edges
-    scale: float = 1.0  # of the samples, which lie in [-1, 1]; it moves the floor of the energies, 1.2e-7
+    low_hz: float = 20.0
+    high_hz: float = 7600.0
+    snip_edges: bool = False
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_mel_bins < 1:

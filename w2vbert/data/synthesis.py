@@ -26,7 +26,16 @@ VARIANT_POOLS = 7  # a seventh of the variants is heard only in dev, another onl
 
 @dataclass(frozen=True)
 class SynthConfig:
-    """Size and sound of the synthetic corpus."""
+    """Size and sound of the synthetic corpus.
+
+    Attributes:
+        seed: of speakers, sentences and noise.
+        unlabelled_hours, train_hours, dev_hours, test_hours: speech in the split.
+        unlabelled_speakers, train_speakers, dev_speakers, test_speakers: voices in the split; no other split has them.
+        lm_sentences: lines of text for a language model, none of them in dev or test.
+        min_words_per_minute, max_words_per_minute: how fast speakers are; each has a rate of their own in between.
+        min_snr_db, max_snr_db: speech over noise.
+    """
 
     seed: int = 1
     unlabelled_hours: float = 2.0
@@ -37,7 +46,7 @@ class SynthConfig:
     train_speakers: int = 20
     dev_speakers: int = 10
     test_speakers: int = 10
-    lm_sentences: int = 20000  # lines of text for a language model, none of them in dev or test
+    lm_sentences: int = 20000
     min_words_per_minute: int = 150
     max_words_per_minute: int = 210
     min_snr_db: float = 20.0

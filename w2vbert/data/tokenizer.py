@@ -22,10 +22,15 @@ SPACE = "\u2581"  # SentencePiece's mark for the space before a word
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """How the pieces are found."""
+    """How the pieces are found.
+
+    Attributes:
+        model_type: bpe, unigram, or char, which takes every character and needs no size.
+        vocab_size: pieces, with blank and unknown.
+    """
 
     model_type: Literal["bpe", "unigram", "char"] = "bpe"
-    vocab_size: int = 100  # with blank and unknown; "char" takes every character and needs no size
+    vocab_size: int = 100
 
     def __post_init__(self) -> None:
         if self.vocab_size < 3:

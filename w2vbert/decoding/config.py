@@ -9,22 +9,25 @@ MAX_BEAM_SIZE = 1000
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How to look for the best label sequences."""
+    """How to look for the best label sequences.
+
+    Attributes:
+        method: greedy: the best choice on each frame. beam: keeps `beam_size` hypotheses and takes language models.
+        beam_size: hypotheses kept for each utterance (beam only).
+        max_symbols_per_frame: labels that one encoder frame may emit.
+        blank_penalty: subtracted from the blank's score before the softmax, in nats: above 0 against deletions.
+        length_bonus: added to the score for each label, in nats (beam only): above 0 for longer texts.
+        length_normalization: sort the finished hypotheses by score per label instead of by score (beam only).
+        nbest: hypotheses returned for each utterance; fewer where the beam holds fewer.
+    """
 
     method: Literal["greedy", "beam"] = "greedy"
-    """greedy: the best choice on each frame. beam: keeps `beam_size` hypotheses and takes language models."""
     beam_size: int = 4
-    """Hypotheses kept for each utterance (beam only)."""
     max_symbols_per_frame: int = 1
-    """Labels that one encoder frame may emit."""
     blank_penalty: float = 0.0
-    """Subtracted from the blank's score before the softmax, in nats: above 0 against deletions."""
     length_bonus: float = 0.0
-    """Added to the score for each label, in nats (beam only): above 0 for longer texts."""
     length_normalization: bool = False
-    """Sort the finished hypotheses by score per label instead of by score (beam only)."""
     nbest: int = 1
-    """Hypotheses returned for each utterance; fewer where the beam holds fewer."""
 
     def __post_init__(self) -> None:
         for key in ("beam_size", "max_symbols_per_frame", "nbest"):

@@ -31,14 +31,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NgramConfig:
-    """How the n-gram model is estimated."""
+    """How the n-gram model is estimated.
+
+    Attributes:
+        order: pieces that an n-gram spans, 1 to 6.
+        estimator: auto: `lmplz` when it is on the path, otherwise native, which takes up to 20 million pieces.
+        discount_fallback: discounts of counts 1, 2 and above where the text is too small to estimate them (the default
+            of lmplz).
+    """
 
     order: int = 5
-    """Pieces that an n-gram spans, 1 .. 6."""
     estimator: Literal["auto", "lmplz", "native"] = "auto"
-    """auto: `lmplz` when it is on the path, otherwise native, which takes up to 20 million pieces."""
     discount_fallback: tuple[float, float, float] = (0.5, 1.0, 1.5)
-    """Discounts of counts 1, 2 and above where the text is too small to estimate them (the default of lmplz)."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.order <= MAX_ORDER:

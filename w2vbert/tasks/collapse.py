@@ -17,7 +17,7 @@ from w2vbert.models.w2v_bert import W2vBertConfig
 
 OnCollapse = Literal["warn", "stop", "reseed"]
 
-MIN_PERPLEXITY_SHARE = 1 / 8
+MIN_PERPLEXITY_SHARE = 1 / 10
 """Perplexity of the target codes, as a share of the codebook, below which they count as collapsed."""
 
 MIN_INFORMATION = 0.1

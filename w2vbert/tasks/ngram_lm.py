@@ -26,13 +26,17 @@ Encode = Callable[[list[str]], Sequence[Sequence[int]]]
 
 @dataclass(frozen=True)
 class NgramLmConfig:
-    """An n-gram model and its text."""
+    """An n-gram model and its text.
+
+    Attributes:
+        ngram: how the model is estimated.
+        unit: what an n-gram is made of: pieces of the tokenizer, or words as they stand in the text.
+        transcripts: learn from the transcripts of the train split too.
+    """
 
     ngram: NgramConfig = field(default_factory=NgramConfig)
     unit: Literal["piece", "word"] = "piece"
-    """What an n-gram is made of: pieces of the tokenizer, or words as they stand in the text."""
     transcripts: bool = True
-    """Learn from the transcripts of the train split too."""
 
 
 def train_ngram(
