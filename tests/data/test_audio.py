@@ -67,6 +67,18 @@ def test_a_truncated_flac_is_named(tmp_path: Path, share: float) -> None:
         read_audio(path, RATE_HZ)
 
 
+def test_a_truncated_wav_is_read_as_far_as_it_goes_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(3), RATE_HZ)
+    with caplog.at_level("WARNING", "w2vbert"):
+        assert len(read_audio(path, RATE_HZ)) == 3 * RATE_HZ and not caplog.text
+        truncate(path, 0.5)
+        assert len(read_audio(path, RATE_HZ)) == pytest.approx(1.5 * RATE_HZ, abs=20)
+    assert f"{path} ends before its header says: read as far as it goes, 1.50 s" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".wav", ".mp3", ".ogg"])
 def test_other_truncated_files_are_read_as_far_as_they_go_or_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"

@@ -100,6 +100,20 @@ def test_a_truncated_wav_and_samples_that_are_no_numbers_are_found(tmp_path: Pat
     assert check_audio(path).problem == "samples that are no numbers"
     soundfile.write(path, samples[:0], 16000)
     assert check_audio(path).problem == "no samples"
+    for subtype in ("PCM_16", "FLOAT"):
+        soundfile.write(path, noise(1), 16000, subtype=subtype)
+        assert check_audio(path).problem is None
+        truncate(path, 0.5)
+        assert check_audio(path).problem == "truncated"
+
+
+def test_a_wav_from_a_pipe_tells_no_length_and_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, noise(1), 16000)
+    content = path.read_bytes()
+    for size in (b"\xff\xff\xff\xff", b"\x00\xf0\xff\x7f"):  # as ffmpeg and sox write it
+        path.write_bytes(content[:4] + size + content[8:40] + size + content[44:])
+        assert check_audio(path).problem is None
 
 
 def test_a_file_that_may_not_be_read_is_told_from_a_damaged_one(tmp_path: Path) -> None:

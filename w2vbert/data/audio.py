@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from w2vbert.data.corpora import AUDIO_SUFFIXES, MAX_AMPLITUDE, can_resample
+from w2vbert.data.corpora import AUDIO_SUFFIXES, MAX_AMPLITUDE, can_resample, lacks_samples
 from w2vbert.errors import UserError
 from w2vbert.files import list_files
+from w2vbert.log import logger
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -58,9 +59,9 @@ def read_blocks(path: Path, rate_hz: int, channel: int | None = None, name: str 
         name: what errors call the file; None: `path`.
 
     Raises:
-        UserError: the file cannot be decoded, ends before its header says (FLAC; a WAV is read as far as it goes), is
-            empty, holds NaN, lacks the channel, or has a sampling rate that cannot be used. What was read before the
-            damage has been yielded by then.
+        UserError: the file cannot be decoded, ends before its header says (a WAV is read as far as it goes, with a
+            warning), is empty, holds NaN, lacks the channel, or has a sampling rate that cannot be used. What was read
+            before the damage has been yielded by then.
     """
     import soundfile
 
@@ -86,6 +87,8 @@ def _decode(file: "SoundFile", name: str, channel: int | None) -> Iterator[Tenso
         samples = torch.from_numpy(block)  # (n, channels)
         count += len(samples)
         yield check_samples(samples.mean(1) if channel is None else samples[:, channel], name)
+    if lacks_samples(file):
+        logger.warning(f"{name} ends before its header says: read as far as it goes, {count / file.samplerate:.2f} s")
     if count < expected:
         raise UserError(f"{name} is truncated: {count} of {expected} samples")
     if not count:

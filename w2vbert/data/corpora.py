@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,10 @@ SAMPLING_RATE_HZ = 16000  # of the manifests; other audio is resampled when it i
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 READ_SAMPLES = 1 << 20
 MAX_AMPLITUDE = 1000.0  # float files may go a little beyond 1; far beyond it they hold something else than audio
+SHORT_WAV = re.compile(
+    r"^data *: (\d+) \(should be (\d+)\)", re.MULTILINE
+)  # in libsndfile's log: bytes told, bytes there
+STREAMED_BYTES = 0x7FFFF000  # a WAV from a pipe tells at least so many bytes, for nobody knew
 MAX_FILTER_SIZE = 10**7  # values in the table of a resampler: 282 240 for 11 025 Hz, 7e8 for 44 101 Hz
 
 
@@ -274,11 +279,17 @@ def check_audio(path: Path, listen: Callable[[NDArray[np.float32], int], None] |
                     return AudioCheck(samples, rate_hz, "samples that are no numbers")
                 if np.abs(block).max() > MAX_AMPLITUDE:
                     return AudioCheck(samples, rate_hz, "samples far beyond -1 and 1")
-            if samples != file.frames:
+            if samples != file.frames or lacks_samples(file):
                 return AudioCheck(samples, rate_hz, "truncated")
     except soundfile.LibsndfileError:
         return AudioCheck(samples, rate_hz, _tell_damage(path))
     return AudioCheck(samples, rate_hz, None if samples else "no samples")
+
+
+def lacks_samples(file: soundfile.SoundFile) -> bool:
+    """Whether a WAV file ends before its header says: libsndfile reads such a file as far as it goes."""
+    found = SHORT_WAV.search(file.extra_info)
+    return found is not None and int(found[2]) < int(found[1]) < STREAMED_BYTES
 
 
 def _tell_damage(path: Path) -> str:
