@@ -69,5 +69,5 @@ def _render(config: object, indent: str) -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from _render(part, indent + "  ")
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
-            yield f"{indent}{key}: {text.removesuffix('...' + chr(10)).strip()}"
+            text, *_ = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).splitlines()
+            yield f"{indent}{key}: {text}"
