@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 
 from tests.data.corpus_factory import RATE_HZ, noise, truncate, write_subset
 from w2vbert import cli
-from w2vbert.data.features import ExtractionConfig
+from w2vbert.data.features import ExtractionConfig, FeatureConfig, features_of_waveform
 from w2vbert.errors import UserError
 from w2vbert.tasks.prepare import extract_features
 from w2vbert.tasks.prepare_dir import DirConfig, prepare_dir
@@ -121,9 +122,39 @@ def test_kaldi(tmp_path: Path) -> None:
     dropped = report(folder)["splits"]["train"]["dropped"]
     assert dropped["command in wav.scp instead of a file"] == ["pipe-dev", "pipe-test", "pipe-train"]
     assert dropped["audio file is missing"] == ["gone"] * 3 and len(dropped["transcript without audio"]) == 3
-    (folder / "dev" / "segments").write_text("u s-dev 0 1\n")
-    with pytest.raises(UserError, match="segments: parts of recordings are not read"):
-        prepare(folder)
+
+
+def test_kaldis_segments_are_parts_of_recordings(tmp_path: Path) -> None:
+    from lhotse import load_manifest
+
+    folder = tmp_path / "data"
+    for part in ("train", "dev", "test"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "wav.scp").write_text(f"r-{part} {write_audio(tmp_path / f'{part}.wav', 3.0)}\n")
+        (folder / part / "text").write_text(f"a-{part} FIRST\nb-{part} SECOND\nd-{part} GONE\n")
+        spans = f"a-{part} r-{part} 0.5 1.25\nb-{part} r-{part} 2 -1\nc-{part} r-{part} 0 1\nd-{part} x 0 1\n"
+        (folder / part / "segments").write_text(spans + f"late-{part} r-{part} 2.99 4\n")
+        (folder / part / "utt2spk").write_text(f"a-{part} anna-{part}\nb-{part} bert-{part}\n")
+    assert prepare(folder)["train"] == {"a-train": ("anna-train", "FIRST"), "b-train": ("bert-train", "SECOND")}
+    assert report(folder)["splits"]["train"]["hours"] == pytest.approx(1.75 / 3600, abs=1e-4)
+    dropped = report(folder)["splits"]["train"]["dropped"]
+    assert dropped["recording is missing"] == ["d-dev", "d-test", "d-train"] and len(dropped["no transcript"]) == 6
+    assert extract_features(tmp_path / "out", tmp_path / "fbank", ExtractionConfig())
+    samples, _ = soundfile.read(tmp_path / "train.wav", dtype="float32")
+    for cut, begin, end in zip(
+        load_manifest(tmp_path / "fbank" / "cuts_train.jsonl.gz"), (0.5, 2), (1.25, 3), strict=True
+    ):
+        assert (cut.load_audio()[0] == samples[round(begin * RATE_HZ) : round(end * RATE_HZ)]).all()
+        assert (cut.supervisions[0].start, cut.supervisions[0].duration) == (0.0, end - begin)
+        alone = features_of_waveform(torch.from_numpy(cut.load_audio()[0]), FeatureConfig())
+        assert (torch.from_numpy(cut.load_features()) == alone).all()
+    for line, told in (
+        ("u r-dev zero 1", "write UTTERANCE RECORDING BEGIN END"),
+        ("u r-dev 2 1", "2 to 1 s is no part"),
+    ):
+        (folder / "dev" / "segments").write_text(line + "\n")
+        with pytest.raises(UserError, match=told):
+            prepare(folder)
 
 
 def test_long_audio_without_text_is_cut_and_goes_through_features(tmp_path: Path) -> None:

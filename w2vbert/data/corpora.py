@@ -63,12 +63,13 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class Utterance:
-    """One audio file of a corpus, not looked into yet."""
+    """An audio file of a corpus, or a part of one, not looked into yet."""
 
     id: str
     path: Path
     speaker: str
     text: str | None  # None: unlabelled
+    span: tuple[float, float] | None = None  # begin and end in the file, in seconds; None: all of it
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ class Split:
 
         for recording, supervision in zip(self.recordings, self.supervisions, strict=True):
             yield MonoCut(
-                id=recording.id,
-                start=0.0,
-                duration=recording.duration,
+                id=supervision.id,
+                start=supervision.start,
+                duration=supervision.duration,
                 channel=0,
                 recording=recording,
-                supervisions=[supervision],
+                supervisions=[supervision.with_offset(-supervision.start)],
             )
 
 
@@ -163,18 +164,21 @@ def keep_usable(
     Raises:
         UserError: nothing is left.
     """
-    decoded = map_in_processes(check_audio, [u.path for u in utterances], jobs)
-    checks = progress(decoded, total=len(utterances), desc=f"checking {split}", unit="files")
+    files = list(dict.fromkeys(u.path for u in utterances))  # utterances may be parts of the same file
+    decoded = map_in_processes(check_audio, files, jobs)
+    checks = dict(zip(files, progress(decoded, total=len(files), desc=f"checking {split}", unit="files"), strict=True))
     recordings, supervisions, resampled = [], [], []
-    for utterance, check in zip(utterances, checks, strict=True):
-        problem = check.problem or _check_length(check, limits)
+    for utterance in utterances:
+        check = checks[utterance.path]
+        span = _clip_span(utterance, check)
+        problem = check.problem or _check_length(span[1] - span[0], limits)
         if problem is not None:
             dropped.setdefault(problem, []).append(utterance.id)
             continue
         if check.sampling_rate_hz != SAMPLING_RATE_HZ:
             resampled.append(utterance.id)
         recordings.append(make_recording(utterance, check))
-        supervisions.append(_make_supervision(utterance, recordings[-1]))
+        supervisions.append(_make_supervision(utterance, recordings[-1], span))
     if not recordings:
         reasons = ", ".join(f"{reason}: {len(ids)}" for reason, ids in sorted(dropped.items()))
         raise UserError(f"no utterance is left in {split} ({','.join(limits.splits[split])}): {reasons}")
@@ -322,8 +326,14 @@ def _find_shared(splits: Sequence[Split], content: Callable[[Split], set[str]]) 
     return [(a, b, sorted(contents[a] & contents[b])) for a, b in pairs if contents[a] & contents[b]]
 
 
-def _check_length(check: AudioCheck, config: CorpusConfig) -> str | None:
-    seconds = check.samples / check.sampling_rate_hz
+def _clip_span(utterance: Utterance, check: AudioCheck) -> tuple[float, float]:
+    """Begin and end of an utterance in its file, in seconds."""
+    seconds = check.samples / max(check.sampling_rate_hz, 1)
+    begin, end = utterance.span or (0.0, seconds)
+    return begin, min(end, seconds)
+
+
+def _check_length(seconds: float, config: CorpusConfig) -> str | None:
     if seconds < config.min_seconds:
         return f"shorter than {config.min_seconds:g} s"
     return f"longer than {config.max_seconds:g} s" if seconds > config.max_seconds else None
@@ -343,14 +353,14 @@ def make_recording(utterance: Utterance, check: AudioCheck) -> Recording:
     return recording.resample(SAMPLING_RATE_HZ) if check.sampling_rate_hz != SAMPLING_RATE_HZ else recording
 
 
-def _make_supervision(utterance: Utterance, recording: Recording) -> SupervisionSegment:
+def _make_supervision(utterance: Utterance, recording: Recording, span: tuple[float, float]) -> SupervisionSegment:
     from lhotse import SupervisionSegment
 
     return SupervisionSegment(
         id=utterance.id,
         recording_id=recording.id,
-        start=0.0,
-        duration=recording.duration,
+        start=span[0],
+        duration=recording.duration if utterance.span is None else round(span[1] - span[0], 8),
         channel=0,
         language="English",
         speaker=utterance.speaker,

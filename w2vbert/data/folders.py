@@ -3,11 +3,12 @@
 files           FILE.wav, with FILE.txt beside it or without
 tables          *.csv, *.tsv, *.jsonl (metadata.csv of Hugging Face's audio folders, Common Voice's train.tsv):
                 a column that names the file, others with text, speaker and split
-Kaldi           wav.scp, text, utt2spk, here or in folders such as train and test
+Kaldi           wav.scp, text, utt2spk and segments, here or in folders such as train and test
 """
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,25 +188,59 @@ def _list_kaldi(folder: Path, scripts: list[Path]) -> Listing:
     listing = Listing("Kaldi")
     for script in scripts:
         own = script.parent
-        if (own / "segments").is_file():
-            raise UserError(f"{own}/segments: parts of recordings are not read; cut the audio into files first")
+        group = own.relative_to(folder).parts[0] if own != folder else ""
         texts, speakers = (_read_pairs(own / name) for name in ("text", "utt2spk"))
-        for utterance_id, place in _read_pairs(script).items():
-            path = Path(place)
-            candidates = [path] if path.is_absolute() else [own / path, folder / path]
-            found = next((candidate for candidate in candidates if candidate.is_file()), None)
-            if place.endswith("|"):
-                listing.drop("command in wav.scp instead of a file", utterance_id)
-            elif found is None:
-                listing.drop("audio file is missing", utterance_id)
+        files = _find_recordings(script, folder, listing)
+        # Recordings without transcripts are cut at their silences, whatever the segments are.
+        segments = _read_segments(own / "segments") if (own / "text").is_file() else {}
+        for utterance_id, (recording, span) in (segments or {name: (name, None) for name in files}).items():
+            text = texts.get(utterance_id)
+            if recording not in files:
+                listing.drop("recording is missing", utterance_id)
+            elif span is not None and text is None:
+                listing.drop("no transcript", utterance_id)
             else:
-                text = texts.get(utterance_id) if (own / "text").is_file() else None
-                utterance = Utterance(utterance_id, found, speakers.get(utterance_id, ""), text)
-                listing.add(utterance, own.relative_to(folder).parts[0] if own != folder else "")
+                speaker = speakers.get(utterance_id, "")
+                listing.add(Utterance(utterance_id, files[recording], speaker, text, span), group)
         for utterance_id in texts.keys() - listing.utterances.keys():
             if not any(utterance_id in names for names in listing.dropped.values()):
                 listing.drop("transcript without audio", utterance_id)
     return listing
+
+
+def _find_recordings(script: Path, folder: Path, listing: Listing) -> dict[str, Path]:
+    """Id -> file of what a wav.scp names; what is not there is noted."""
+    files: dict[str, Path] = {}
+    for recording, place in _read_pairs(script).items():
+        path = Path(place)
+        candidates = [path] if path.is_absolute() else [script.parent / path, folder / path]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if place.endswith("|"):
+            listing.drop("command in wav.scp instead of a file", recording)
+        elif found is None:
+            listing.drop("audio file is missing", recording)
+        else:
+            files[recording] = found
+    return files
+
+
+def _read_segments(path: Path) -> dict[str, tuple[str, tuple[float, float] | None]]:
+    """Utterance -> recording, begin and end in seconds; an end below 0 is that of the recording, as in Kaldi.
+
+    Raises:
+        UserError: a line is something else.
+    """
+    segments: dict[str, tuple[str, tuple[float, float] | None]] = {}
+    for utterance_id, rest in _read_pairs(path).items():
+        try:
+            recording, begin, end = rest.split()[:3]
+            span = float(begin), float(end) if float(end) >= 0.0 else math.inf
+        except ValueError as error:
+            raise UserError(f"{path}, {utterance_id}: write UTTERANCE RECORDING BEGIN END") from error
+        if not 0.0 <= span[0] < span[1]:
+            raise UserError(f"{path}, {utterance_id}: {begin} to {end} s is no part of a recording")
+        segments[utterance_id] = recording, span
+    return segments
 
 
 def _read_pairs(path: Path) -> dict[str, str]:

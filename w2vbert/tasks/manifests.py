@@ -79,7 +79,7 @@ def summarise(split: Split, subsets: Sequence[str]) -> dict[str, Any]:
     return {
         "subsets": list(subsets),
         "utterances": len(split.recordings),
-        "hours": round(sum(r.duration for r in split.recordings) / 3600, 4),
+        "hours": round(sum(s.duration for s in split.supervisions) / 3600, 4),
         "speakers": len({s.speaker for s in split.supervisions}),
         "words": len(words),
         "distinct_words": len(set(words)),
