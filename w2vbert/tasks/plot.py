@@ -5,6 +5,7 @@ from pathlib import Path
 
 from w2vbert.errors import UserError
 from w2vbert.files import check_writable
+from w2vbert.log import logger
 from w2vbert.training.metrics import METRICS_FILE, TIMINGS, draw_runs, read_metrics
 
 MOST_PANELS = 6
@@ -42,7 +43,9 @@ def plot_runs(runs: Sequence[Path], out: Path, metrics: Sequence[str]) -> None:
             raise UserError(
                 f"the runs have validated nothing in common: name one with --metric ({', '.join(sorted(known))})"
             )
-    draw_runs(_short_names(runs), metrics, out)
+    names = _short_names(runs)
+    draw_runs(names, metrics, out)
+    logger.info(f"{out}: {', '.join(metrics)} of {', '.join(names)}")
 
 
 def _has_validated(lines: Sequence[dict[str, object]], name: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from w2vbert.errors import UserError
 from w2vbert.log import logger
 
 Compile = Literal["auto", "on", "off"]
@@ -56,7 +57,11 @@ class CompiledBlocks:
         return MOST_SECONDS if self.blocks else 0.0
 
     def try_out(self, step: Callable[[], object]) -> None:
-        """Does a step whose traces are removed; once more without the compiler, where that fails and is not forced."""
+        """Does a step whose traces are removed; once more without the compiler, where that fails and is not forced.
+
+        Raises:
+            UserError: it fails and is forced.
+        """
         if not self.blocks:
             step()
             return
@@ -66,10 +71,10 @@ class CompiledBlocks:
             step()
             return
         except TorchDynamoException as error:
-            if self.is_forced:
-                raise
             cause = getattr(error, "inner_exception", error)
             reason = f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}"
+            if self.is_forced:
+                raise UserError(f"torch.compile fails here, set train.compile=off: {reason}") from error
         logger.warning(f"torch.compile fails here, training is slower without it (train.compile=off): {reason}")
         for block in self.blocks:
             block._compiled_call_impl = None
