@@ -276,9 +276,9 @@ from pathlib import Path
 from w2vbert.stages import Step
 Step("train", Path(sys.argv[1]), 1, {}).start()
 if os.fork() == 0:
+    print("ready", flush=True)
     time.sleep(float(sys.argv[2]))
     os._exit(0)
-print("ready", flush=True)
 sys.stdin.read()
 """
 

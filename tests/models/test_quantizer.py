@@ -136,7 +136,7 @@ def test_the_gap_is_what_codes_do_not_tell_of_a_frame() -> None:
         quantizer = GumbelQuantizer(CODES, QuantizerConfig(1, CODES, dim=CODES)).eval()
         with torch.no_grad():
             quantizer.logits.weight.copy_(logits)
-        found = quantizer(torch.eye(CODES), 1.0)
+            found = quantizer(torch.eye(CODES), 1.0)
         assert math.isclose(float(information_gap(found.mean_probs, found.entropy)), gap, abs_tol=1e-4)
 
 
