@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from tests.data.corpus_factory import noise, store, truncate, write_corpus, write_utterance
@@ -139,10 +140,14 @@ def test_what_is_no_waveform_is_refused(samples: torch.Tensor) -> None:
 
 def test_audio_damaged_after_its_manifest_was_made_is_a_clear_error(tmp_path: Path) -> None:
     path = write_utterance(tmp_path / "a", "1-1-0000", "TEXT", noise(2))
-    split = read_split(CorpusConfig(tmp_path, {"train": ("a",)}), "train", jobs=1)
-    truncate(path, 0.5)
-    with pytest.raises(UserError, match="1-1-0000.flac cannot be decoded"):
-        store(split.cuts(), tmp_path)
+    wav = write_utterance(tmp_path / "b", "1-1-0001", "TEXT", noise(2)).with_suffix(".wav")
+    soundfile.write(wav, *soundfile.read(wav.with_suffix(".flac")))
+    wav.with_suffix(".flac").unlink()
+    for subset, name in (("a", path), ("b", wav)):
+        split = read_split(CorpusConfig(tmp_path, {"train": (subset,)}), "train", jobs=1)
+        truncate(name, 0.5)
+        with pytest.raises(UserError, match=f"{name.name} cannot be decoded"):
+            store(split.cuts(), tmp_path)
 
 
 def test_another_sampling_rate_than_the_configs_is_refused(split: Split, tmp_path: Path) -> None:

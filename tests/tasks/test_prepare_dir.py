@@ -149,8 +149,10 @@ def test_kaldis_segments_are_parts_of_recordings(tmp_path: Path) -> None:
         alone = features_of_waveform(torch.from_numpy(cut.load_audio()[0]), FeatureConfig())
         assert (torch.from_numpy(cut.load_features()) == alone).all()
     for line, told in (
-        ("u r-dev zero 1", "write UTTERANCE RECORDING BEGIN END"),
-        ("u r-dev 2 1", "2 to 1 s is no part"),
+        ("u r-dev zero 1", "write UTTERANCE RECORDING BEGIN END, not u r-dev zero 1"),
+        ("u r-dev 2 1", "u from 2 to 1 s is no part"),
+        ("u r-dev 0 nan", "u from 0 to nan s is no part"),
+        ("u r-dev 0 1\nu r-dev 1 2", "u is there twice"),
     ):
         (folder / "dev" / "segments").write_text(line + "\n")
         with pytest.raises(UserError, match=told):
@@ -218,3 +220,17 @@ def test_each_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "table" / "list.jsonl").write_text("{\n")
     assert "list.jsonl, line 1: not valid JSON" in error_of(tmp_path / "table")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_labelled_part_without_transcripts_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for part in ("train", "dev", "test"):
+        write_audio(folder / part / "a.wav", text="WORDS")
+        (folder / part / "wav.scp").write_text(f"a-{part} a.wav\n")
+        (folder / part / "text").write_text(f"a-{part} WORDS\n")
+    assert set(prepare(folder)) == {"train", "dev", "test"}
+    (folder / "dev" / "text").unlink()
+    with pytest.raises(UserError, match="none of the 1 utterances of dev has a transcript, but dev needs them"):
+        prepare(folder)
+    with pytest.raises(UserError, match="part train is named twice"):
+        prepare(folder, train=["train"], dev=["train"])

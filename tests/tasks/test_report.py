@@ -73,10 +73,12 @@ def test_a_picture_of_wer_against_hours_of_pretraining(rows: list[str], tmp_path
 
 def test_nothing_of_the_users_is_written_over(rows: list[str], tmp_path: Path, fails: Callable[..., str]) -> None:
     (tmp_path / "notes.txt").write_text("precious")
-    assert "is no PNG picture" in fails("report", tmp_path / "R.md", *rows, "--curve", tmp_path / "notes.txt")
+    (tmp_path / "notes.png").write_text("precious")
+    assert "is no PNG picture" in fails("report", tmp_path / "R.md", *rows, "--curve", tmp_path / "notes.png")
+    assert "must be a PNG file" in fails("report", tmp_path / "R.md", *rows, "--curve", tmp_path / "c.pdf")
     assert "not written by `w2vbert report`" in fails("report", tmp_path / "notes.txt", *rows)
     assert "cannot write" in fails("report", tmp_path / "R.md", *rows, "--curve", tmp_path / "notes.txt" / "c.png")
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "notes.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "notes.png", "notes.txt"]
     run("report", tmp_path / "R.md", "--row", f"a|b={tmp_path / 'a'}")
     assert "\n| a/b |" in (tmp_path / "R.md").read_text()
 

@@ -64,7 +64,8 @@ def test_files_and_overrides_are_shown(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_mistakes_are_told(fails: Callable[..., str]) -> None:
     told = fails("settings", "report")
-    assert "'report' is no command with settings: write one of prepare synth, " in told and "lm train" in told
+    assert "'report' is no command with settings (there are: prepare synth, " in told and "lm train" in told
+    assert "'fine-tune' is no command with settings, did you mean finetune?" in fails("settings", "fine-tune")
     assert "unknown key beem_size in search, did you mean beam_size?" in fails(
         "settings", "decode", "--set", "search.beem_size=7"
     )

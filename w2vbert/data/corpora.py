@@ -171,7 +171,7 @@ def keep_usable(
     for utterance in utterances:
         check = checks[utterance.path]
         span = _clip_span(utterance, check)
-        problem = check.problem or _check_length(span[1] - span[0], limits)
+        problem = check.problem or _check_span(span, limits)
         if problem is not None:
             dropped.setdefault(problem, []).append(utterance.id)
             continue
@@ -333,7 +333,10 @@ def _clip_span(utterance: Utterance, check: AudioCheck) -> tuple[float, float]:
     return begin, min(end, seconds)
 
 
-def _check_length(seconds: float, config: CorpusConfig) -> str | None:
+def _check_span(span: tuple[float, float], config: CorpusConfig) -> str | None:
+    seconds = span[1] - span[0]
+    if span[0] > 0.0 and seconds <= 0.0:
+        return "beyond the end of its recording"
     if seconds < config.min_seconds:
         return f"shorter than {config.min_seconds:g} s"
     return f"longer than {config.max_seconds:g} s" if seconds > config.max_seconds else None

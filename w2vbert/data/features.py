@@ -182,6 +182,7 @@ def store_chunk(job: StorageJob, folder: Path) -> list[MonoCut]:
     import torch
     from lhotse import Features, LilcomChunkyWriter
     from lhotse.audio.backend import LibsndfileBackend, audio_backend
+    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
     from lhotse.utils import fastcopy
 
     torch.set_num_threads(1)  # one utterance at a time, several processes: faster than many threads
@@ -195,7 +196,8 @@ def store_chunk(job: StorageJob, folder: Path) -> list[MonoCut]:
                 raise UserError(f"{cut.id} has {cut.sampling_rate} Hz, the config {config.sampling_rate_hz} Hz")
             try:
                 samples = cut.load_audio()
-            except (OSError, RuntimeError, TypeError) as error:  # Lhotse fails with TypeError on soundfile's own error
+            except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, TypeError) as error:
+                # Lhotse fails with TypeError on soundfile's own error.
                 source = cut.recording.sources[0].source
                 raise UserError(f"{source} cannot be decoded (any more): prepare the corpus again") from error
             features = _extract(samples[0], config)

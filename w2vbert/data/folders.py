@@ -234,19 +234,28 @@ def _read_segments(path: Path) -> dict[str, tuple[str, tuple[float, float] | Non
     for utterance_id, rest in _read_pairs(path).items():
         try:
             recording, begin, end = rest.split()[:3]
-            span = float(begin), float(end) if float(end) >= 0.0 else math.inf
+            span = float(begin), math.inf if float(end) < 0.0 else float(end)
         except ValueError as error:
-            raise UserError(f"{path}, {utterance_id}: write UTTERANCE RECORDING BEGIN END") from error
+            raise UserError(f"{path}: write UTTERANCE RECORDING BEGIN END, not {utterance_id} {rest}") from error
         if not 0.0 <= span[0] < span[1]:
-            raise UserError(f"{path}, {utterance_id}: {begin} to {end} s is no part of a recording")
+            raise UserError(f"{path}: {utterance_id} from {begin} to {end} s is no part of a recording")
         segments[utterance_id] = recording, span
     return segments
 
 
 def _read_pairs(path: Path) -> dict[str, str]:
-    """First word -> the rest of each line; nothing if there is no such file."""
-    pairs = (line.split(maxsplit=1) for line in _read_lines(path)) if path.is_file() else ()
-    return {words[0]: " ".join(words[1].split()) if len(words) > 1 else "" for words in pairs}
+    """First word -> the rest of each line; nothing if there is no such file.
+
+    Raises:
+        UserError: two lines begin with the same word.
+    """
+    pairs: dict[str, str] = {}
+    for line in _read_lines(path) if path.is_file() else ():
+        name, *rest = line.split()
+        if name in pairs:
+            raise UserError(f"{path}: {name} is there twice: remove one of the lines")
+        pairs[name] = " ".join(rest)
+    return pairs
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -148,8 +148,12 @@ def _read_with_lhotse(recording: dict[str, Any], channel: int, begin: int, count
     """Samples (count,) of a recording that Lhotse changes, or fetches, as it reads."""
     from lhotse import Recording
     from lhotse.audio.backend import LibsndfileBackend, audio_backend
+    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 
     rate = recording["sampling_rate"]
-    with audio_backend(LibsndfileBackend()):
-        samples = Recording.from_dict(recording).load_audio(channels=channel, offset=begin / rate)
+    try:
+        with audio_backend(LibsndfileBackend()):
+            samples = Recording.from_dict(recording).load_audio(channels=channel, offset=begin / rate)
+    except (AudioLoadingError, DurationMismatchError) as error:
+        raise OSError(" ".join(str(error).split())) from error
     return torch.from_numpy(samples[0, :count])

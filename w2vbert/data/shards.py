@@ -141,6 +141,7 @@ def _flac_of(cut: "MonoCut") -> bytes:
     """
     import soundfile
     from lhotse.audio.backend import LibsndfileBackend, audio_backend
+    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 
     recording = cut.recording
     source = recording.sources[0]
@@ -150,7 +151,8 @@ def _flac_of(cut: "MonoCut") -> bytes:
             return Path(source.source).read_bytes()
         with audio_backend(LibsndfileBackend()):
             samples = cut.load_audio()[0]
-    except (OSError, RuntimeError, TypeError) as error:  # Lhotse fails with TypeError on soundfile's own error
+    except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, TypeError) as error:
+        # Lhotse fails with TypeError on soundfile's own error.
         raise UserError(f"{source.source} cannot be read (any more): prepare the corpus again") from error
     stream = io.BytesIO()
     integers = np.round(samples * 32768.0).clip(-32768, 32767).astype(np.int16)  # exact for 16-bit recordings

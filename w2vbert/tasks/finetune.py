@@ -92,7 +92,8 @@ class FinetuneConfig:
     """Fine-tuning.
 
     Attributes:
-        encoder: architecture from scratch; a pre-trained model brings its own, and must not contradict this one.
+        encoder: architecture, needed with `--init scratch` (keys as model.encoder of pre-training); a pre-trained model
+            brings its own, and must not contradict this one.
         predictor: prediction network.
         projection_dim, joiner_dim: of projection block and joiner (640: family).
         loss: weights of the losses.

@@ -104,9 +104,12 @@ def share_out(
     part is to be labelled. Where no part is dev or test, speakers are drawn for it, from all that would be train.
 
     Raises:
-        UserError: `named` has a part that is not there.
+        UserError: `named` has a part that is not there or is there twice, or what is to be labelled has no transcripts.
     """
     groups = sorted(set(listing.groups.values()))
+    twice = [name for name, count in Counter(name for names in named.values() for name in names).items() if count > 1]
+    if twice:
+        raise UserError(f"part {', '.join(twice)} is named twice: a part belongs to one split")
     wanted = {name.lower(): split for split, names in named.items() for name in names}
     missing = sorted(set(wanted) - set(groups))
     if missing:
@@ -114,6 +117,7 @@ def share_out(
     if not named:
         wanted = {name: split for split, names in SPLIT_NAMES.items() for name in names}
     splits: dict[str, list[Utterance]] = {split: [] for split in SPLITS}
+    silent: dict[str, int] = {}  # parts that are to be labelled -> utterances in them without a transcript
     for key in sorted(listing.utterances):
         utterance = listing.utterances[key]
         utterance = replace(utterance, speaker=utterance.speaker or key)  # each file a speaker of its own
@@ -125,10 +129,16 @@ def share_out(
             splits[UNLABELLED].append(replace(utterance, text=None))
         elif utterance.text is None:
             listing.drop("no transcript", key)
+            silent[group] = silent.get(group, 0) + 1
         elif not utterance.text:
             listing.drop("empty transcript", key)
         else:
             splits[split or "train"].append(utterance)
+    for group, count in silent.items():
+        if not splits[wanted[group]]:
+            raise UserError(
+                f"none of the {count} utterances of {group} has a transcript, but {wanted[group]} needs them"
+            )
     shares = {"dev": config.dev_share, "test": config.test_share}
     absent = {name: share for name, share in shares.items() if share and not splits[name] and splits["train"]}
     warnings = _draw(splits, absent, config.seed)

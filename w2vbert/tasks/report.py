@@ -28,6 +28,8 @@ def write_report(out: Path, rows: Sequence[Row], curve: Path | None = None) -> N
         raise UserError("a table needs a --row NAME=DIR")
     if out.is_dir() or (out.is_file() and not out.read_bytes().startswith(b"|")):
         raise UserError(f"{out} exists and was not written by `w2vbert report`: name another file")
+    if curve is not None and curve.suffix != ".png":
+        raise UserError(f"--curve {curve} must be a PNG file: name one that ends with .png")
     if curve is not None and (curve.is_dir() or (curve.is_file() and not curve.read_bytes().startswith(b"\x89PNG"))):
         raise UserError(f"{curve} exists and is no PNG picture: name another file")
     for target in (out, curve):

@@ -1,6 +1,7 @@
 """The settings of a command, each with its meaning, as a YAML file to begin with."""
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import re
@@ -40,7 +41,9 @@ def render_settings(command: str, config_path: Path | None, overrides: Sequence[
         UserError: the command has no settings, or the config is not valid for it.
     """
     if command not in CONFIGS:
-        raise UserError(f"{command!r} is no command with settings: write one of {', '.join(CONFIGS)}")
+        close = difflib.get_close_matches(command, CONFIGS, n=1, cutoff=0.7)
+        hint = f", did you mean {close[0]}?" if close else ""
+        raise UserError(f"{command!r} is no command with settings{hint} (there are: {', '.join(CONFIGS)})")
     module, _, name = CONFIGS[command].rpartition(".")
     cls = getattr(importlib.import_module(f"w2vbert.{module}"), name)
     return "\n".join(_render(load_config(cls, config_path, overrides), "")) + "\n"
