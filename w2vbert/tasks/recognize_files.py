@@ -106,8 +106,8 @@ class _Meter:
         self._show()
 
     def _show(self) -> None:
-        factor = self.took_seconds / max(self.heard_seconds, 1e-9)
-        self.bar.set_postfix_str(f"{self.recordings} of {self.count} recordings, RTF {factor:.4f}", refresh=False)
+        factor = f", RTF {self.took_seconds / self.heard_seconds:.4f}" if self.heard_seconds else ""
+        self.bar.set_postfix_str(f"{self.recordings} of {self.count} recordings{factor}", refresh=False)
 
     @property
     def took_seconds(self) -> float:
