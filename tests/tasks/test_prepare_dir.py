@@ -148,6 +148,14 @@ def test_kaldis_segments_are_parts_of_recordings(tmp_path: Path) -> None:
         assert (cut.supervisions[0].start, cut.supervisions[0].duration) == (0.0, end - begin)
         alone = features_of_waveform(torch.from_numpy(cut.load_audio()[0]), FeatureConfig())
         assert (torch.from_numpy(cut.load_features()) == alone).all()
+    parts = {"train": ["train"], "dev": ["dev"], "unlabelled": ["test"]}
+    assert set(prepare(folder, **parts)["unlabelled"]) == {"a-test-0000"}, "the whole recording, and once"
+    for text in ("", "a-train\nb-train\n"):
+        (folder / "train" / "text").write_text(text)
+        with pytest.raises(UserError, match="none of the 4 utterances of train has a transcript"):
+            prepare(folder)
+    (folder / "train" / "text").unlink()
+    assert set(prepare(folder, unlabelled=["train"], dev=["dev"])["unlabelled"]) == {"r-train-0000"}
     for line, told in (
         ("u r-dev zero 1", "write UTTERANCE RECORDING BEGIN END, not u r-dev zero 1"),
         ("u r-dev 2 1", "u from 2 to 1 s is no part"),

@@ -35,9 +35,7 @@ SAMPLING_RATE_HZ = 16000  # of the manifests; other audio is resampled when it i
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 READ_SAMPLES = 1 << 20
 MAX_AMPLITUDE = 1000.0  # float files may go a little beyond 1; far beyond it they hold something else than audio
-SHORT_WAV = re.compile(
-    r"^data *: (\d+) \(should be (\d+)\)", re.MULTILINE
-)  # in libsndfile's log: bytes told, bytes there
+SHORT_WAV = re.compile(r"^data *: (\d+) \(should be (\d+)\)", re.MULTILINE)  # libsndfile's log: bytes told, there
 STREAMED_BYTES = 0x7FFFF000  # a WAV from a pipe tells at least so many bytes, for nobody knew
 MAX_FILTER_SIZE = 10**7  # values in the table of a resampler: 282 240 for 11 025 Hz, 7e8 for 44 101 Hz
 

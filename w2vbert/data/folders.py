@@ -194,14 +194,11 @@ def _list_kaldi(folder: Path, scripts: list[Path]) -> Listing:
         # Recordings without transcripts are cut at their silences, whatever the segments are.
         segments = _read_segments(own / "segments") if (own / "text").is_file() else {}
         for utterance_id, (recording, span) in (segments or {name: (name, None) for name in files}).items():
-            text = texts.get(utterance_id)
             if recording not in files:
                 listing.drop("recording is missing", utterance_id)
-            elif span is not None and text is None:
-                listing.drop("no transcript", utterance_id)
-            else:
-                speaker = speakers.get(utterance_id, "")
-                listing.add(Utterance(utterance_id, files[recording], speaker, text, span), group)
+                continue
+            text, speaker = texts.get(utterance_id), speakers.get(utterance_id, "")
+            listing.add(Utterance(utterance_id, files[recording], speaker, text, span), group)
         for utterance_id in texts.keys() - listing.utterances.keys():
             if not any(utterance_id in names for names in listing.dropped.values()):
                 listing.drop("transcript without audio", utterance_id)

@@ -85,8 +85,10 @@ def prepare_dir(
         warnings += find_warnings(labelled)
         if UNLABELLED in splits:
             cut = CutConfig(config.piece_seconds, config.min_seconds)
-            recordings = [LongRecording(u.path, u.id, u.speaker) for u in splits[UNLABELLED]]
-            summary[UNLABELLED], speakers = write_unlabelled(recordings, folder, step.parts, cut, jobs)
+            # Of parts of a recording the whole one is cut anew, once.
+            recordings = {u.path: LongRecording(u.path, u.id, u.speaker) for u in reversed(splits[UNLABELLED])}
+            whole = sorted(recordings.values(), key=lambda recording: recording.id)
+            summary[UNLABELLED], speakers = write_unlabelled(whole, folder, step.parts, cut, jobs)
             summary[UNLABELLED]["dropped"] |= {reason: sorted(names) for reason, names in left_out.items()}
             warnings += find_shared(speakers, labelled)
         write_report(folder, source, summary, warnings)
@@ -101,7 +103,7 @@ def share_out(
     """The utterances of each split, and warnings.
 
     Parts go where `named` says, or else where their own names do. What has no transcript is unlabelled, unless its
-    part is to be labelled. Where no part is dev or test, speakers are drawn for it, from all that would be train.
+    part is to be labelled, or it is a piece of a recording of which others have one. Where no part is dev or test, speakers are drawn for it, from all that would be train.
 
     Raises:
         UserError: `named` has a part that is not there or is there twice, or what is to be labelled has no transcripts.
@@ -125,13 +127,12 @@ def share_out(
         split = wanted.get(group)
         if split is None and named:
             listing.drop("in no split", key)
-        elif split == UNLABELLED or (split is None and utterance.text is None):
+        elif split == UNLABELLED or (split is None and utterance.text is None and utterance.span is None):
             splits[UNLABELLED].append(replace(utterance, text=None))
-        elif utterance.text is None:
-            listing.drop("no transcript", key)
-            silent[group] = silent.get(group, 0) + 1
         elif not utterance.text:
-            listing.drop("empty transcript", key)
+            listing.drop("no transcript" if utterance.text is None else "empty transcript", key)
+            if split is not None:
+                silent[group] = silent.get(group, 0) + 1
         else:
             splits[split or "train"].append(utterance)
     for group, count in silent.items():

@@ -95,7 +95,7 @@ def _notes(results: Sequence[tuple[str, dict[str, Any]]], splits: Sequence[str])
     ]
     for (name, result), (other, later) in itertools.combinations(results, 2):
         if result["history"] and all(result.get(key) == later.get(key) for key in ("history", "lm", "splits")):
-            notes += ["", f"{other!r} is the model of {name!r}: no student was better than its teacher."]
+            notes += ["", f"{other!r} is the model of {name!r}: self-training ends so where no student is better."]
     return notes
 
 
