@@ -103,7 +103,8 @@ def share_out(
     """The utterances of each split, and warnings.
 
     Parts go where `named` says, or else where their own names do. What has no transcript is unlabelled, unless its
-    part is to be labelled, or it is a piece of a recording of which others have one. Where no part is dev or test, speakers are drawn for it, from all that would be train.
+    part is to be labelled, or it is a piece of a recording of which others have one. Where no part is dev or test,
+    speakers are drawn for it, from all that would be train.
 
     Raises:
         UserError: `named` has a part that is not there or is there twice, or what is to be labelled has no transcripts.
