@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from w2vbert.models.conformer import MaskedBatchNorm
 from w2vbert.models.encoder import EncoderConfig, EncoderOutput, SpeechEncoder
 from w2vbert.ops.lengths import padding_mask, send, zero_padding
-from w2vbert.ops.rnnt_loss import do_rnnt_pruning, get_rnnt_prune_ranges, rnnt_loss_pruned, rnnt_loss_smoothed
+from w2vbert.ops.rnnt_loss import (
+    do_rnnt_pruning,
+    get_rnnt_prune_ranges,
+    rnnt_loss_pruned,
+    rnnt_loss_smoothed,
+    state_occupation,
+)
 
 BLANK = 0
 
@@ -254,6 +260,8 @@ class Transducer(nn.Module):
                 reduction="none",
                 return_grad=True,
             )
+        if self.config.rnnt_type != "regular":
+            px_grad, py_grad = state_occupation(px_grad, py_grad)
         ranges = get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
         logits = self.joiner(*do_rnnt_pruning(encoded, predicted, ranges))  # (B, T/4, s_range, V)
         with torch.autocast(tokens.device.type, enabled=False):

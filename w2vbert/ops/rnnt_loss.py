@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from w2vbert.ops.rnnt_pruning import do_rnnt_pruning, get_rnnt_prune_ranges
+from w2vbert.ops.rnnt_pruning import do_rnnt_pruning, get_rnnt_prune_ranges, state_occupation
 from w2vbert.ops.rnnt_recursion import (
     NEGLIGIBLE,
     backend_reason,
@@ -39,6 +39,7 @@ __all__ = [
     "rnnt_loss_pruned",
     "rnnt_loss_simple",
     "rnnt_loss_smoothed",
+    "state_occupation",
 ]
 
 RNNT_TYPES = ("regular", "modified", "constrained")

@@ -5,6 +5,7 @@ k2.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from w2vbert.ops.lengths import send
@@ -49,6 +50,22 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
     start = torch.where(frames < end_t - 1, start, (end_s - s_range + 1).clamp(min=0))
     start = _make_legal(start, step=s_range - 1 if regular else 1)
     return start.unsqueeze(2) + torch.arange(s_range, device=px_grad.device)  # (B, T, r)
+
+
+def state_occupation(px_grad: Tensor, py_grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the paths of a modified or constrained lattice stand, in the form that `get_rnnt_prune_ranges` reads.
+
+    There a symbol uses up its frame, so that a frame's blanks alone do not sum to 1: where it surely emits a symbol
+    they are rounding errors, k2's choice is arbitrary, and one low window pulls down all before it (decision 0019).
+    Whatever a path takes from its position, it stands there.
+
+    Args:
+        px_grad: (B, S, T), occupation probabilities of the symbols.
+        py_grad: (B, S+1, T), of the blanks.
+    Returns:
+        Zeros like px_grad, and (B, S+1, T) probabilities of the positions, which sum to 1 over S+1 for each frame.
+    """
+    return torch.zeros_like(px_grad), py_grad + F.pad(px_grad, (0, 0, 0, 1))
 
 
 def _make_legal(start: Tensor, step: int) -> Tensor:
