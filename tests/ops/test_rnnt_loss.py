@@ -352,6 +352,34 @@ def test_ranges_leave_a_path(rnnt_type: str, s_range: int) -> None:
             assert symbols in ranges[b, frames - 1].tolist()
 
 
+def test_states_of_a_frame_sum_to_one() -> None:
+    batch = Batch([4, 2, 0], [6, 5, 3])
+    _, grads = rnnt.rnnt_loss_simple(
+        batch.lm, batch.am, batch.symbols, 0, batch.boundary, "modified", return_grad=True, backend="native"
+    )
+    nothing, states = rnnt.state_occupation(*grads, "modified")
+    assert not nothing.any() and nothing.shape == grads[0].shape
+    torch.testing.assert_close(states.sum(1), (torch.arange(6) < batch.boundary[:, 3:4]).double())
+
+
+@pytest.mark.parametrize("rnnt_type", ["modified", "constrained"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_path_that_is_sure_of_itself_stays_inside_the_ranges(rnnt_type: str, backend: str) -> None:
+    times = torch.tensor([start + i for start in (3, 12, 20, 33, 41) for i in range(4)])  # words of four pieces
+    batch = Batch([20], [50], dtype=torch.float32)
+    am = torch.zeros(1, 50, 7)
+    am[0, :, 0] = 50.0
+    am[0, times, batch.symbols[0]] = 50.0
+    _, grads = rnnt.rnnt_loss_simple(
+        0.0 * batch.lm, am, batch.symbols, 0, batch.boundary, rnnt_type, return_grad=True, backend=backend
+    )
+    ranges = rnnt.get_rnnt_prune_ranges(*rnnt.state_occupation(*grads, rnnt_type), batch.boundary, 5)
+    logits = kept(am[:, :, None].expand(1, 50, 21, 7), ranges)
+    loss = rnnt.rnnt_loss_pruned(logits, batch.symbols, ranges, 0, batch.boundary, rnnt_type, backend=backend)
+    whole = rnnt.rnnt_loss(am[:, :, None].expand(1, 50, 21, 7), batch.symbols, 0, batch.boundary, rnnt_type)
+    torch.testing.assert_close(loss, whole, atol=1e-3, rtol=0)
+
+
 def test_ranges_widen_for_an_utterance_with_many_symbols() -> None:
     batch = Batch([12, 1], [3, 30])
     assert ranges_of(batch, 2, "regular").shape[2] == 11 // 3 + 2

@@ -261,7 +261,7 @@ class Transducer(nn.Module):
                 return_grad=True,
             )
         if self.config.rnnt_type != "regular":
-            px_grad, py_grad = state_occupation(px_grad, py_grad)
+            px_grad, py_grad = state_occupation(px_grad, py_grad, self.config.rnnt_type)
         ranges = get_rnnt_prune_ranges(px_grad, py_grad, boundary, s_range)
         logits = self.joiner(*do_rnnt_pruning(encoded, predicted, ranges))  # (B, T/4, s_range, V)
         with torch.autocast(tokens.device.type, enabled=False):

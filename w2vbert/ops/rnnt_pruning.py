@@ -52,7 +52,7 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor, s_
     return start.unsqueeze(2) + torch.arange(s_range, device=px_grad.device)  # (B, T, r)
 
 
-def state_occupation(px_grad: Tensor, py_grad: Tensor) -> tuple[Tensor, Tensor]:
+def state_occupation(px_grad: Tensor, py_grad: Tensor, rnnt_type: str) -> tuple[Tensor, Tensor]:
     """Where the paths of a modified or constrained lattice stand, in the form that `get_rnnt_prune_ranges` reads.
 
     There a symbol uses up its frame, so that a frame's blanks alone do not sum to 1: where it surely emits a symbol
@@ -62,10 +62,15 @@ def state_occupation(px_grad: Tensor, py_grad: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         px_grad: (B, S, T), occupation probabilities of the symbols.
         py_grad: (B, S+1, T), of the blanks.
+        rnnt_type: modified or constrained.
     Returns:
-        Zeros like px_grad, and (B, S+1, T) probabilities of the positions, which sum to 1 over S+1 for each frame.
+        Zeros like px_grad, and (B, S+1, T) probabilities that the loss reads a position on a frame. They sum to 1 for
+        each frame; if constrained, a symbol reads the position after it, too, for its blank there.
     """
-    return torch.zeros_like(px_grad), py_grad + F.pad(px_grad, (0, 0, 0, 1))
+    read = py_grad + F.pad(px_grad, (0, 0, 0, 1))
+    if rnnt_type == "constrained":
+        read = read + F.pad(px_grad, (0, 0, 1, 0))
+    return torch.zeros_like(px_grad), read
 
 
 def _make_legal(start: Tensor, step: int) -> Tensor:
