@@ -5,9 +5,10 @@ from typing import Literal
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.models.tiny import LSTM, MELS, STATELESS, TRANSDUCER, noise, unsettle
+from w2vbert.models.encoder import EncoderOutput
 from w2vbert.models.transducer import (
     BLANK,
     PredictorConfig,
@@ -87,6 +88,27 @@ def test_pruned_loss_with_a_range_of_all_labels_is_the_full_loss(rnnt_type: Latt
     found = module(features, LENGTHS, tokens, TOKEN_LENGTHS, 7)
     torch.testing.assert_close(found.pruned, full, atol=1e-4, rtol=1e-5)
     assert torch.equal(found.frames, frames)
+
+
+@LATTICES
+def test_ranges_hold_the_path_of_a_model_that_is_sure_of_it(
+    rnnt_type: Lattice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, tokens = model(LSTM, rnnt_type), random_tokens(1, 20)
+    times = torch.tensor([start + i for start in (3, 12, 20, 33, 41) for i in range(4)])  # words of four pieces
+    encoded = torch.zeros(1, 50, TRANSDUCER.joiner_dim)
+    encoded[0, :, BLANK] = 1.0
+    encoded[0, times, tokens[0]] = 1.0
+    heads = (module.simple_encoder, module.joiner.linear)
+    for layer in (*heads, module.simple_predictor, module.predictor.linear):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    for head in heads:
+        head.weight.data.fill_diagonal_(50.0)
+    monkeypatch.setattr(module, "_project", lambda output: encoded)
+    output = EncoderOutput(*(encoded,) * 3, torch.tensor([50]))
+    pruned, full = (module._rnnt_losses(output, tokens, torch.tensor([20]), r)[1] for r in (5, 21))
+    torch.testing.assert_close(pruned, full, atol=1e-2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("transcripts", [[0, 0], [0, 3], [1, 0]])
