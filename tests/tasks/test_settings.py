@@ -48,6 +48,13 @@ def test_what_is_printed_is_a_config_with_the_defaults(
         assert line.startswith("#") or before.startswith("#"), f"{line} has no meaning"
 
 
+def test_words_to_choose_from_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    run("settings", "finetune")
+    assert "pays for a blank as well). [regular | modified | constrained]" in capsys.readouterr().out.replace(
+        "\n  # ", " "
+    )
+
+
 def test_no_meaning_without_a_key() -> None:
     for command in CONFIGS:
         cls = config_class(command)

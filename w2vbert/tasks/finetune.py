@@ -60,7 +60,8 @@ class TransducerLossConfig:
         warmup_steps: after that, while the weight of the simple loss falls from 1 to 0.5 and that of the pruned one
             rises from 0.1 to 1, both linearly (icefall).
         ctc_weight: of the CTC head's loss; 0: no head.
-        rnnt_type: see `TransducerConfig`.
+        rnnt_type: lattice: regular (a frame may emit any number of labels), modified (a label uses up its frame) or
+            constrained (modified, and pays for a blank as well).
     """
 
     prune_range: int = 5

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from w2vbert.config import load_config, to_dict
 from w2vbert.errors import UserError
@@ -63,9 +64,10 @@ def _render(config: object, indent: str) -> Iterator[str]:
     """Lines of a config; those of its parts are indented."""
     import yaml
 
-    meanings, values = read_meanings(type(config)), to_dict(config)
+    meanings, types, values = read_meanings(type(config)), get_type_hints(type(config)), to_dict(config)
     for key, value in values.items():
-        comment = textwrap.wrap(meanings.get(key, ""), WIDTH - len(indent) - 2)
+        words = f" [{' | '.join(get_args(types[key]))}]" if get_origin(types[key]) is Literal else ""
+        comment = textwrap.wrap(meanings.get(key, "") + words, WIDTH - len(indent) - 2)
         yield from (f"{indent}# {line}" for line in comment)
         part = getattr(config, key)
         if dataclasses.is_dataclass(part):
