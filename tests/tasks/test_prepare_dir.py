@@ -124,6 +124,19 @@ def test_kaldi(tmp_path: Path) -> None:
     assert dropped["audio file is missing"] == ["gone"] * 3 and len(dropped["transcript without audio"]) == 3
 
 
+def test_a_segment_that_would_end_after_its_recording_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for part in ("train", "dev", "test"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "wav.scp").write_text(f"r-{part} {write_audio(tmp_path / f'{part}.wav', 3.0)}\n")
+        (folder / part / "text").write_text(f"a-{part} ROUNDED\nb-{part} OPEN\nc-{part} LATE\n")
+        spans = f"a-{part} r-{part} 1 3.01\nb-{part} r-{part} 1 -1\nc-{part} r-{part} 1 3.4\n"
+        (folder / part / "segments").write_text(spans)
+    assert len(prepare(folder)["train"]) == 3
+    assert report(folder)["splits"]["train"]["clipped"] == ["c-train"]
+    assert "(1 cut short by the end of their recording)" in (tmp_path / "out" / "report.txt").read_text()
+
+
 def test_kaldis_segments_are_parts_of_recordings(tmp_path: Path) -> None:
     from lhotse import load_manifest
 

@@ -34,6 +34,7 @@ SPLITS = (*LABELLED_SPLITS, "unlabelled")
 SAMPLING_RATE_HZ = 16000  # of the manifests; other audio is resampled when it is loaded
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 READ_SAMPLES = 1 << 20
+ROUNDING_SECONDS = 0.05  # times in a `segments` file have two digits or fewer
 MAX_AMPLITUDE = 1000.0  # float files may go a little beyond 1; far beyond it they hold something else than audio
 SHORT_WAV = re.compile(r"^data *: (\d+) \(should be (\d+)\)", re.MULTILINE)  # libsndfile's log: bytes told, there
 STREAMED_BYTES = 0x7FFFF000  # a WAV from a pipe tells at least so many bytes, for nobody knew
@@ -88,6 +89,7 @@ class Split:
     supervisions: list[SupervisionSegment]
     dropped: dict[str, list[str]] = field(default_factory=dict)  # reason -> utterance ids
     resampled: list[str] = field(default_factory=list)  # ids of utterances with another sampling rate
+    clipped: list[str] = field(default_factory=list)  # ids of those that were to end after their recording
 
     def cuts(self) -> Iterator[MonoCut]:
         """One cut for each utterance, with the utterance's id."""
@@ -165,7 +167,7 @@ def keep_usable(
     files = list(dict.fromkeys(u.path for u in utterances))  # utterances may be parts of the same file
     decoded = map_in_processes(check_audio, files, jobs)
     checks = dict(zip(files, progress(decoded, total=len(files), desc=f"checking {split}", unit="files"), strict=True))
-    recordings, supervisions, resampled = [], [], []
+    recordings, supervisions, resampled, clipped = [], [], [], []
     for utterance in utterances:
         check = checks[utterance.path]
         span = _clip_span(utterance, check)
@@ -175,12 +177,14 @@ def keep_usable(
             continue
         if check.sampling_rate_hz != SAMPLING_RATE_HZ:
             resampled.append(utterance.id)
+        if utterance.span and span[1] + ROUNDING_SECONDS < utterance.span[1] < math.inf:
+            clipped.append(utterance.id)
         recordings.append(make_recording(utterance, check))
         supervisions.append(_make_supervision(utterance, recordings[-1], span))
     if not recordings:
         reasons = ", ".join(f"{reason}: {len(ids)}" for reason, ids in sorted(dropped.items()))
         raise UserError(f"no utterance is left in {split} ({','.join(limits.splits[split])}): {reasons}")
-    return Split(split, recordings, supervisions, dropped, resampled)
+    return Split(split, recordings, supervisions, dropped, resampled, clipped)
 
 
 def list_utterances(folder: Path, labelled: bool, dropped: dict[str, list[str]]) -> Iterator[Utterance]:

@@ -84,6 +84,7 @@ def summarise(split: Split, subsets: Sequence[str]) -> dict[str, Any]:
         "words": len(words),
         "distinct_words": len(set(words)),
         "resampled": len(split.resampled),
+        "clipped": sorted(split.clipped),
         "dropped": {reason: sorted(ids) for reason, ids in sorted(split.dropped.items())},
     }
 
@@ -93,9 +94,10 @@ def _format_table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, row in summary.items():
         dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in row["dropped"].items()) or "0"
         resampled = f" ({row['resampled']} resampled to 16 kHz)" if row["resampled"] else ""
+        clipped = f" ({len(row['clipped'])} cut short by the end of their recording)" if row["clipped"] else ""
         lines.append(
             f"{name:<11}{row['utterances']:>11}{row['hours']:>8.2f}{row['speakers']:>9}{row['words']:>8}"
-            f"{row['distinct_words']:>9}  {dropped}{resampled}"
+            f"{row['distinct_words']:>9}  {dropped}{resampled}{clipped}"
         )
     return lines
 

@@ -229,6 +229,7 @@ def _summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "words": 0,
         "distinct_words": 0,
         "resampled": totals["resampled"],
+        "clipped": [],
         "recordings": totals["recordings"],
         "recorded_hours": round(totals["recorded_seconds"] / 3600, 4),
         "cut_by": {name: totals[name] for name in (PUBLISHED, ENERGY, WHOLE)},
