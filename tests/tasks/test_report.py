@@ -10,7 +10,7 @@ import pytest
 from tests.tasks.conftest import run
 from w2vbert.errors import UserError
 from w2vbert.files import write_json
-from w2vbert.tasks.curve import earlier_hours
+from w2vbert.tasks.curve import earlier_hours, group_alike
 from w2vbert.tasks.report import write_report
 
 
@@ -69,6 +69,12 @@ def test_a_picture_of_wer_against_hours_of_pretraining(rows: list[str], tmp_path
     picture = tmp_path / "curve.png"
     run("report", tmp_path / "RESULTS.md", *rows, "--curve", picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_of_one_length_of_pretraining_share_a_mean() -> None:
+    points = [(9.91, 5.0), (0.0, 30.0), (9.89, 7.0), (39.4, 4.0), (0.0, 20.0), (40.1, 3.0)]
+    groups = [[(0.0, 20.0), (0.0, 30.0)], [(9.89, 7.0), (9.91, 5.0)], [(39.4, 4.0), (40.1, 3.0)]]
+    assert group_alike(points) == groups
 
 
 def test_nothing_of_the_users_is_written_over(rows: list[str], tmp_path: Path, fails: Callable[..., str]) -> None:
