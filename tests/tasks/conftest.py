@@ -57,11 +57,11 @@ class Prepared:
     model: Path
 
 
-def write_model(folder: Path, tokenizer: Path, seed: int = 0) -> Path:
+def write_model(folder: Path, tokenizer: Path, seed: int = 0, encoder: EncoderConfig = ENCODER) -> Path:
     """A model folder as fine-tuning leaves it: random weights, and a blank so improbable that it babbles."""
     pieces = Tokenizer.load(tokenizer)
     torch.manual_seed(seed)
-    config = TransducerConfig(ENCODER, pieces.vocab_size, 16, PredictorConfig(dim=16, layers=1), 16)
+    config = TransducerConfig(encoder, pieces.vocab_size, 16, PredictorConfig(dim=16, layers=1), 16)
     model = Transducer(config)
     with torch.no_grad():
         model.joiner.linear.weight.mul_(8.0)

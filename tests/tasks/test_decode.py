@@ -4,16 +4,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.data.corpus_factory import noise
-from tests.tasks.conftest import Prepared, is_up_to_date, kill, run
+from tests.tasks.conftest import ENCODER, Prepared, is_up_to_date, kill, run, write_model
 from tests.tasks.recordings import write
 from w2vbert.config import load_config
+from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.files import read_json
+from w2vbert.models.subsampling import SubsamplingConfig
 from w2vbert.tasks.decode import DecodeConfig
 
 
@@ -91,3 +94,17 @@ def test_killed_and_started_again_gives_the_same_results(prepared: Prepared, tmp
     for path in (tmp_path / "whole").iterdir():
         if not path.name.startswith("."):
             assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("subsampling", [ENCODER.subsampling, SubsamplingConfig(kind="stack", stacked_frames=2)])
+def test_the_times_of_words_lie_in_their_recording_whatever_the_stride_of_the_model(
+    subsampling: SubsamplingConfig, prepared: Prepared, tmp_path: Path
+) -> None:
+    encoder = replace(ENCODER, subsampling=subsampling)
+    model = write_model(tmp_path / "model", prepared.tokenizer, seed=1, encoder=encoder)  # this one babbles to the end
+    run("decode", "--model", model, "--data", prepared.data, "--split", "dev", "--out", tmp_path / "out")
+    dataset = SpeechDataset([prepared.data / "cuts_dev.jsonl.gz"], 32.0)
+    seconds = dict(zip(dataset.ids, (frames / 100 for frames in dataset.frames), strict=True))
+    for line in map(json.loads, (tmp_path / "out" / "hyps-dev.jsonl").read_text().splitlines()):
+        last = line["words"][-1]["end"]
+        assert seconds[line["id"]] - 0.3 < last <= seconds[line["id"]] + 0.04

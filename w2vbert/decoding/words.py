@@ -6,9 +6,6 @@ from dataclasses import dataclass, replace
 
 from w2vbert.decoding.hypothesis import Hypothesis
 
-FRAME_SECONDS = 0.04
-"""Encoder frames are 25 a second."""
-
 SPACE = "\u2581"
 """Stands before a piece that begins a word."""
 
@@ -30,12 +27,13 @@ class Word:
     confidence: float
 
 
-def find_words(hypothesis: Hypothesis, pieces: Sequence[str]) -> list[Word]:
+def find_words(hypothesis: Hypothesis, pieces: Sequence[str], frame_seconds: float) -> list[Word]:
     """The words of a hypothesis, in order of time.
 
     Args:
         hypothesis: of a search.
         pieces: spelling of each of its tokens, with the mark of a word's begin.
+        frame_seconds: from one encoder frame to the next.
     """
     groups: list[list[int]] = []
     for index, piece in enumerate(pieces):
@@ -47,7 +45,7 @@ def find_words(hypothesis: Hypothesis, pieces: Sequence[str]) -> list[Word]:
         text = "".join(pieces[i] for i in group).replace(SPACE, "")
         if text:
             log_prob = sum(hypothesis.token_log_probs[i] for i in group) / len(group)
-            start, end = hypothesis.frames[group[0]] * FRAME_SECONDS, (hypothesis.frames[group[-1]] + 1) * FRAME_SECONDS
-            words.append(Word(text, start, end, math.exp(min(log_prob, 0.0))))
+            first, after = hypothesis.frames[group[0]], hypothesis.frames[group[-1]] + 1
+            words.append(Word(text, first * frame_seconds, after * frame_seconds, math.exp(min(log_prob, 0.0))))
     starts = [*(word.start for word in words[1:]), math.inf][: len(words)]
     return [replace(word, end=min(word.end, start)) for word, start in zip(words, starts, strict=True)]

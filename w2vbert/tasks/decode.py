@@ -19,7 +19,7 @@ from w2vbert.files import atomic_file, write_json
 from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.fusion import FusionConfig, LanguageModels, load_scorers
-from w2vbert.tasks.recognize import Recognition, check_features, load_transducer, recognize
+from w2vbert.tasks.recognize import Recognition, check_features, encoder_frame_seconds, load_transducer, recognize
 from w2vbert.tasks.transcript_formats import Candidate, describe_nbest, describe_words
 from w2vbert.training.checkpoint import read_model_card
 
@@ -79,7 +79,8 @@ def decode_splits(
         for split, dataset in datasets.items():
             batches = progress(list(in_order(dataset, config.batch_seconds)), desc=f"decode {split}", unit="batches")
             found = [r for batch in recognize(transducer, tokenizer, batches, config.search, scorers) for r in batch]
-            results[split] = _score_split(folder, split, dataset, found, config.search.method, tokenizer)
+            results[split] = _score_split(folder, split, dataset, found, config.search.method)
+            _write_hyps(folder / f"hyps-{split}.jsonl", dataset, found, tokenizer, encoder_frame_seconds(transducer))
         history = read_model_card(model, "transducer")["history"]
         summary = {
             "model": str(model),
@@ -100,24 +101,29 @@ def _load_split(data: Path, split: str, max_seconds: float) -> SpeechDataset:
 
 
 def _score_split(
-    folder: Path, split: str, dataset: SpeechDataset, found: Sequence[Recognition], method: str, tokenizer: Tokenizer
+    folder: Path, split: str, dataset: SpeechDataset, found: Sequence[Recognition], method: str
 ) -> dict[str, Any]:
-    by_id = {r.id: r for r in found}
     references = dict(zip(dataset.ids, dataset.texts, strict=True))
     speakers = dict(zip(dataset.ids, dataset.speakers, strict=True))
     result = score_pairs(references, {r.id: r.text for r in found}, speakers)
     write_scores(folder, split, result, method)
-    lines = (_describe(by_id[id], tokenizer) for id in dataset.ids)
-    with atomic_file(folder / f"hyps-{split}.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     logger.info(f"{split}: {result.summary()}")
     return result.to_dict()
 
 
-def _describe(recognition: Recognition, tokenizer: Tokenizer) -> dict[str, Any]:
+def _write_hyps(
+    path: Path, dataset: SpeechDataset, found: Sequence[Recognition], tokenizer: Tokenizer, frame_seconds: float
+) -> None:
+    by_id = {r.id: r for r in found}
+    lines = (_describe(by_id[id], tokenizer, frame_seconds) for id in dataset.ids)
+    with atomic_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def _describe(recognition: Recognition, tokenizer: Tokenizer, frame_seconds: float) -> dict[str, Any]:
     """An utterance's line for JSON, as `w2vbert decode` of audio writes it; the n-best list where one was asked for."""
     best = recognition.hypotheses[0]
-    words = find_words(best, tokenizer.pieces(best.tokens))
+    words = find_words(best, tokenizer.pieces(best.tokens), frame_seconds)
     line: dict[str, Any] = {"id": recognition.id, "text": recognition.text}
     line |= {"confidence": round(recognition.confidence, 4), "words": describe_words(words)}
     if len(recognition.hypotheses) > 1:

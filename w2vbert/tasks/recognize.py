@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from w2vbert.config import load_config
-from w2vbert.data.batches import SpeechBatch
+from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.decoding.hypothesis import Hypothesis
@@ -67,6 +67,11 @@ def check_features(model: Path, data: Path) -> None:
     """
     if load_config(FeatureConfig, model / FEATURES_FILE) != load_config(FeatureConfig, data / FEATURES_FILE):
         raise UserError(f"{data / FEATURES_FILE} and {model / FEATURES_FILE} differ: the model needs other features")
+
+
+def encoder_frame_seconds(model: Transducer) -> float:
+    """Seconds from one frame of the encoder to the next."""
+    return model.config.encoder.subsampling.stride / FRAMES_PER_SECOND
 
 
 @torch.inference_mode()

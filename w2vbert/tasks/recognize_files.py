@@ -22,7 +22,7 @@ from w2vbert.tasks.audio_sources import Source, Sources
 from w2vbert.tasks.decode import DecodeConfig
 from w2vbert.tasks.fusion import LanguageModels, load_scorers
 from w2vbert.tasks.outputs import Output, check_output, choose_format, open_output, print_line
-from w2vbert.tasks.recognize import Recognition, load_transducer, recognize
+from w2vbert.tasks.recognize import Recognition, encoder_frame_seconds, load_transducer, recognize
 from w2vbert.tasks.shards import shard_of, shard_path
 from w2vbert.tasks.transcript_building import Heard, TranscriptBuilder
 from w2vbert.tasks.transcript_formats import Transcript
@@ -180,7 +180,7 @@ def transcribe(
         recognizer: what decodes them.
         advance: called with the seconds of audio of each batch when it has been decoded.
     """
-    builder = TranscriptBuilder(recognizer.tokenizer)
+    builder = TranscriptBuilder(recognizer.tokenizer, encoder_frame_seconds(recognizer.model))
     for stretch in _stretches(_read(sources, recognizer)):
         found = _recognize_stretch(stretch, recognizer, advance)
         for index, item in enumerate(stretch):

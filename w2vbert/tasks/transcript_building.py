@@ -32,10 +32,15 @@ class Heard:
 
 
 class TranscriptBuilder:
-    """Takes the pieces of recordings in order, and gives each recording's transcript at its end."""
+    """Takes the pieces of recordings in order, and gives each recording's transcript at its end.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    Args:
+        tokenizer: of the model that recognises them.
+        frame_seconds: from one of its encoder frames to the next.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, frame_seconds: float) -> None:
+        self._tokenizer, self._frame_seconds = tokenizer, frame_seconds
         self._segments: list[Segment] = []
         self._log_prob, self._tokens = 0.0, 0  # of the best texts of the recording's pieces
         self._names: dict[str, int] = {}
@@ -48,7 +53,7 @@ class TranscriptBuilder:
         end = heard.start + heard.seconds
         words = [
             replace(word, start=min(heard.start + word.start, end), end=min(heard.start + word.end, end))
-            for word in find_words(best, self._tokenizer.pieces(best.tokens))
+            for word in find_words(best, self._tokenizer.pieces(best.tokens), self._frame_seconds)
         ]
         segment = Segment(
             heard.start, end, recognition.text, tuple(words), recognition.confidence, self._candidates(recognition)
