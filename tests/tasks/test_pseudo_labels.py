@@ -8,14 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from lhotse import CutSet
 
 from tests.tasks.conftest import Prepared, is_up_to_date, kill, run
 from w2vbert.config import load_config
+from w2vbert.data.batches import SpeechBatch, collate
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
+from w2vbert.decoding.search import SearchConfig
 from w2vbert.files import read_json
+from w2vbert.tasks.fusion import FusionConfig, load_scorers
 from w2vbert.tasks.labels import LABELS_FILE, Teacher, read_label_file
 from w2vbert.tasks.pseudo_labels import PseudoLabelConfig
+from w2vbert.tasks.recognize import load_transducer, recognize
 
 KEEP_ALL = tuple(
     part
@@ -64,6 +69,38 @@ def test_the_text_of_a_label_is_that_of_decoding(prepared: Prepared, tmp_path: P
     decoded = {line["id"]: line["text"] for line in map(json.loads, out.read_text().splitlines())}
     labels = read_cuts(tmp_path / "labels" / "cuts_pseudo.jsonl.gz")
     assert {id: cut.supervisions[0].text for id, cut in labels.items()} == decoded
+
+
+def load_teacher(prepared: Prepared, search: SearchConfig, fusion: FusionConfig) -> Teacher:
+    model, tokenizer = load_transducer(prepared.model)
+    return Teacher(model, tokenizer, search, load_scorers([prepared.lm], None, fusion, search, tokenizer, model))
+
+
+def noise_batch() -> SpeechBatch:
+    generator = torch.Generator().manual_seed(3)
+    return collate("abcd", [torch.randn(frames, 80, generator=generator) for frames in (120, 90, 150, 60)], None)
+
+
+def test_a_second_pass_labels_as_it_decodes(prepared: Prepared) -> None:
+    search = SearchConfig(method="beam", beam_size=4, nbest=4)
+    first = load_teacher(prepared, search, FusionConfig(ngram=2.0))
+    second = load_teacher(prepared, search, FusionConfig(ngram=2.0, second_pass=("ngram",)))
+    labels = second.label(noise_batch())
+    (decoded,) = recognize(second.model, second.tokenizer, [noise_batch()], search, second.scorers)
+    assert [label.text for label in labels] == [r.text for r in decoded]
+    assert [label.confidence for label in labels] == [r.confidence for r in decoded]
+    assert [label.text for label in labels] != [label.text for label in first.label(noise_batch())]
+
+
+def test_what_differs_by_the_language_model_is_nothing_where_it_has_no_weight(prepared: Prepared) -> None:
+    """Whatever the other settings of the search are."""
+    search = SearchConfig(method="beam", beam_size=1, blank_penalty=-2.0, max_symbols_per_frame=2)
+    labels = load_teacher(prepared, search, FusionConfig(ngram=0.0)).label(noise_batch())
+    usual = load_teacher(prepared, SearchConfig(method="beam", beam_size=1), FusionConfig(ngram=0.0)).label(
+        noise_batch()
+    )
+    assert [label.lm_difference for label in labels + usual] == [0.0] * 8
+    assert [label.text for label in labels] != [label.text for label in usual]
 
 
 def test_cuts_without_any_supervision_get_one(prepared: Prepared, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,7 +20,7 @@ from w2vbert.errors import UserError
 from w2vbert.files import atomic_file
 from w2vbert.log import progress
 from w2vbert.models.transducer import Transducer
-from w2vbert.tasks.recognize import encode
+from w2vbert.tasks.recognize import encode, search_and_rescore
 from w2vbert.tasks.text_files import read_lines
 from w2vbert.training.distributed import World
 
@@ -69,7 +69,7 @@ class Teacher:
         model: transducer.
         tokenizer: its own.
         search: settings of the search.
-        scorers: language models of the search; the first one gives `Label.lm_score`.
+        scorers: language models of both passes; the first one gives `Label.lm_score`.
     """
 
     model: Transducer
@@ -82,19 +82,24 @@ class Teacher:
         """The labels of a batch, in its order."""
         encoded, lengths = encode(self.model, batch)
         unknown = self.tokenizer.unknown_id
-        nbests = search(self.model, encoded, lengths, self.search, self.scorers, unknown)
+        nbests = search_and_rescore(self.model, encoded, lengths, self.search, self.scorers, unknown)
         best = [nbest[0] for nbest in nbests]
         texts = [self.tokenizer.decode(list(hypothesis.tokens)) for hypothesis in best]
         seconds = [int(length) / FRAMES_PER_SECOND for length in batch.lengths]
         differences: list[float | None] = [None] * len(best)
         if self.scorers:
-            plain = search(self.model, encoded, lengths, SearchConfig(), (), unknown)
+            plain = search(self.model, encoded, lengths, self._plain_search, (), unknown)
             without = [self.tokenizer.decode(list(nbest[0].tokens)) for nbest in plain]
             differences = [_difference(counts) for counts in count_edits(without, texts)]
         return [
             Label(id, duration, text, len(h.tokens), h.confidence, self._lm_score(h), difference)
             for id, duration, text, h, difference in zip(batch.ids, seconds, texts, best, differences, strict=True)
         ]
+
+    @property
+    def _plain_search(self) -> SearchConfig:
+        """The greedy search that differs from the teacher's by nothing but the language models."""
+        return replace(self.search, method="greedy", nbest=1, length_bonus=0.0, length_normalization=False)
 
     def _lm_score(self, hypothesis: Hypothesis) -> float | None:
         if not self.scorers:

@@ -85,6 +85,34 @@ def encode(model: Transducer, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
+def search_and_rescore(
+    model: Transducer,
+    encoded: Tensor,
+    lengths: Tensor,
+    config: SearchConfig,
+    scorers: Sequence[WeightedScorer],
+    unknown: int,
+) -> list[list[Hypothesis]]:
+    """N-best lists of a search, which scorers of the second pass sort anew.
+
+    Args:
+        model: what to search.
+        encoded: float32 (B, T, J), of `encode`.
+        lengths: int64 (B,), frames.
+        config: how to search.
+        scorers: of both passes; each with a name of its own.
+        unknown: label that is never emitted.
+    """
+    first = [weighted for weighted in scorers if not weighted.second_pass]
+    second = [weighted for weighted in scorers if weighted.second_pass]
+    found = search(model, encoded, lengths, config, first, unknown)
+    if not second:
+        return found
+    weights = {weighted.name: weighted.weight for weighted in first}
+    return rescore(found, second, encoded.device, weights, config.length_bonus, config.length_normalization)
+
+
+@torch.inference_mode()
 def recognize(
     model: Transducer,
     tokenizer: Tokenizer,
@@ -92,18 +120,10 @@ def recognize(
     config: SearchConfig,
     scorers: Sequence[WeightedScorer] = (),
 ) -> Iterator[list[Recognition]]:
-    """Recognises batch after batch; each result is in the order of its batch.
-
-    Scorers of the second pass sort the n-best lists of the search anew.
-    """
-    first = [weighted for weighted in scorers if not weighted.second_pass]
-    second = [weighted for weighted in scorers if weighted.second_pass]
-    weights = {weighted.name: weighted.weight for weighted in first}
+    """Recognises batch after batch; each result is in the order of its batch."""
     for batch in batches:
         encoded, lengths = encode(model, batch)
-        found = search(model, encoded, lengths, config, first, tokenizer.unknown_id)
-        if second:
-            found = rescore(found, second, encoded.device, weights, config.length_bonus, config.length_normalization)
+        found = search_and_rescore(model, encoded, lengths, config, scorers, tokenizer.unknown_id)
         yield [
             Recognition(id, tokenizer.decode(list(nbest[0].tokens)), nbest)
             for id, nbest in zip(batch.ids, found, strict=True)
