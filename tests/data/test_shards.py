@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from w2vbert.config import load_config
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import ExtractionConfig
 from w2vbert.data.loaders import BatchStream
-from w2vbert.data.shards import LANES, ShardConfig, ShardReader, assign_shards, plan_shards
+from w2vbert.data.shards import ATTEMPTS, LANES, ShardConfig, ShardReader, assign_shards, plan_shards
 from w2vbert.errors import UserError
 from w2vbert.tasks.prepare import extract_features, prepare_corpus
 from w2vbert.tasks.shard_audio import shard_audio
@@ -150,6 +150,32 @@ def test_shards_behind_a_url_are_each_fetched_once(root: Path, tmp_path: Path, s
     for _ in range(len(far._plan(0).batches)):
         assert torch.equal(far.next_batch().features, near.next_batch().features)
     assert remote.shards is not None and sorted(Counter(asked).values()) == [1] * len(set(remote.shards))
+
+
+@pytest.mark.parametrize("broken", [2, 3])
+def test_a_download_that_breaks_off_is_tried_again(broken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("w2vbert.data.shards.time.sleep", lambda seconds: None)
+    sizes = [5] * broken + [10]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            self.wfile.write(b"0123456789"[: sizes.pop(0)])
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        place = {"shard": f"http://127.0.0.1:{serving.server_port}/a.tar", "offset": 2, "bytes": 3}
+        if broken < ATTEMPTS:
+            assert ShardReader().read(place) == b"234"
+        else:
+            with pytest.raises(UserError, match="a.tar cannot be fetched: IncompleteRead"):
+                ShardReader().read(place)
+        serving.shutdown()
 
 
 def test_what_cannot_be_read_is_named(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import urllib.request
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +196,7 @@ class ShardReader:
             try:
                 data = _download(place)
                 break
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, HTTPException) as error:
                 if attempt == ATTEMPTS - 1:
                     raise UserError(f"{place} cannot be fetched: {error}") from error
                 logger.warning(f"{place} cannot be fetched, once more: {error}")
