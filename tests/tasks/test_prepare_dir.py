@@ -10,6 +10,7 @@ import torch
 from tests.data.corpus_factory import RATE_HZ, noise, truncate, write_subset
 from w2vbert import cli
 from w2vbert.data.features import ExtractionConfig, FeatureConfig, features_of_waveform
+from w2vbert.data.folders import list_folder
 from w2vbert.errors import UserError
 from w2vbert.tasks.prepare import extract_features
 from w2vbert.tasks.prepare_dir import DirConfig, prepare_dir
@@ -92,6 +93,27 @@ def test_tables_tell_text_and_split(tmp_path: Path, name: str) -> None:
     found = prepare(folder)
     texts = {split: [text for _, text in cuts.values()] for split, cuts in found.items()}
     assert texts == {"train": ["ONE, TWO"], "test": ["THREE"], "dev": ["FOUR"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.csv", '\nfile_name,text,split\r\na.wav,"HELLO\nWORLD",train\r\n \r\nb.wav,TWO\u2028WORDS,dev\r\n'),
+        ("list.tsv", "file_name\ttext\tsplit\na.wav\tHELLO\u0085WORLD\ttrain\nb.wav\tTWO\u2028WORDS\tdev\n"),
+        (
+            "list.jsonl",
+            '{"file_name": "a.wav", "text": "HELLO\u2028WORLD", "split": "train"}\n\n'
+            '{"file_name": "b.wav", "text": "TWO\u0085WORDS", "split": "dev"}\n',
+        ),
+    ],
+)
+def test_a_line_break_within_a_transcript_is_white_space(tmp_path: Path, name: str, content: str) -> None:
+    folder = tmp_path / "speech"
+    for place in ("a.wav", "b.wav"):
+        write_audio(folder / place)
+    (folder / name).write_bytes(content.encode())
+    utterances = list_folder(folder).utterances
+    assert {id: utterance.text for id, utterance in utterances.items()} == {"a": "HELLO WORLD", "b": "TWO WORDS"}
 
 
 def test_common_voice(tmp_path: Path) -> None:
@@ -237,6 +259,8 @@ def test_each_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "list.csv, row 1: no column names the audio file" in error_of(tmp_path / "table")
     (tmp_path / "table" / "list.csv").write_bytes(b"path,text\na.wav,\xff\n")
     assert "is not UTF-8 text" in error_of(tmp_path / "table")
+    (tmp_path / "table" / "list.csv").write_text(f"path,text\na.wav,{'A' * 200_000}\n")
+    assert "list.csv, line 2: field larger than field limit" in error_of(tmp_path / "table")
     (tmp_path / "table" / "list.csv").rename(tmp_path / "table" / "list.jsonl")
     (tmp_path / "table" / "list.jsonl").write_text("{\n")
     assert "list.jsonl, line 1: not valid JSON" in error_of(tmp_path / "table")

@@ -166,13 +166,35 @@ def _first(row: Mapping[str, str], columns: tuple[str, ...]) -> str | None:
 
 
 def _read_rows(table: Path) -> Iterator[Mapping[str, str]]:
-    lines = _read_lines(table)
-    if table.suffix.lower() != ".jsonl":
-        rows = csv.DictReader(lines) if table.suffix.lower() == ".csv" else csv.DictReader(lines, dialect=_Tabs)
-        for row in rows:
-            yield {str(key).strip().lower(): value for key, value in row.items() if isinstance(value, str)}
-        return
-    for number, line in enumerate(lines, start=1):
+    return _read_objects(table) if table.suffix.lower() == ".jsonl" else _read_columns(table)
+
+
+def _read_columns(table: Path) -> Iterator[Mapping[str, str]]:
+    """Rows with something in them of a CSV or TSV file by the names of its first row; a quoted value may have lines.
+
+    Raises:
+        UserError: the file is not UTF-8, or no table.
+    """
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            parsed = csv.reader(file) if table.suffix.lower() == ".csv" else csv.reader(file, dialect=_Tabs)
+            rows = (row for row in parsed if any(value.strip() for value in row))
+            names = [name.strip().lower() for name in next(rows, [])]
+            for row in rows:
+                yield dict(zip(names, row, strict=False))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{table} is not UTF-8 text") from error
+    except csv.Error as error:
+        raise UserError(f"{table}, line {parsed.line_num}: {error}") from error
+
+
+def _read_objects(table: Path) -> Iterator[Mapping[str, str]]:
+    """The objects of a JSONL file.
+
+    Raises:
+        UserError: the file is not UTF-8, or a line is no object.
+    """
+    for number, line in enumerate(_read_lines(table), start=1):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -256,12 +278,12 @@ def _read_pairs(path: Path) -> dict[str, str]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Lines with something in them.
+    """Lines with something in them; nothing but a line feed ends one, whatever else Unicode has for it.
 
     Raises:
         UserError: the file is not UTF-8.
     """
     try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text") from error
