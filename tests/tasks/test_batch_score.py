@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import soundfile
 
+from tests.data.corpus_factory import RATE_HZ, noise
 from tests.tasks.conftest import Prepared, is_up_to_date, run
 from w2vbert.files import read_json
 
@@ -59,6 +61,22 @@ def test_a_folder_of_audio_has_no_references(prepared: Prepared, tmp_path: Path)
     texts = read_texts(tmp_path / "out" / "hyps.jsonl")
     assert [id for id, _ in texts] == sorted(map(str, (prepared.corpus / "a-test").rglob("*.flac")))
     assert read_json(tmp_path / "out" / "wer.json")["splits"] == {}
+
+
+def test_a_folder_of_audio_is_listed_as_decode_lists_it(
+    prepared: Prepared, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    formats = {".aiff": "AIFF", ".au": "AU", ".caf": "CAF", ".sph": "NIST", ".w64": "W64", ".wav": "WAV"}
+    for number, (suffix, format) in enumerate(formats.items()):
+        path = tmp_path / "in" / f"a{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, noise(0.5, seed=number), RATE_HZ, format=format)
+    run(*call(prepared, tmp_path / "out", "--nj", 1, manifest=tmp_path / "in"))
+    run("decode", "--model", prepared.model, tmp_path / "in", "-o", tmp_path / "once.jsonl")
+    texts = read_texts(tmp_path / "out" / "hyps.jsonl")
+    assert texts == read_texts(tmp_path / "once.jsonl") and len(texts) == 6 and all(text for _, text in texts)
+    (tmp_path / "in" / "b.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    assert "b.m4a cannot be read: convert it" in fails(*call(prepared, tmp_path / "out", manifest=tmp_path / "in"))
 
 
 def test_what_cannot_succeed_is_one_line_and_not_tried_again(

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert.config import save_config
+from w2vbert.data.audio import find_audio
 from w2vbert.decoding.scoring import score_pairs, write_scores
 from w2vbert.errors import UserError
 from w2vbert.files import atomic_file, lock_folder, read_json, real_path, remove_tree, write_json
 from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step
+from w2vbert.tasks.audio_sources import FOREIGN_SUFFIXES, LISTED_SUFFIXES
 from w2vbert.tasks.decode import DecodeConfig
 from w2vbert.tasks.fusion import LanguageModels
 from w2vbert.tasks.merge import check_once, read_part, write_lines
@@ -250,9 +252,9 @@ def _read_folder(folder: Path) -> Iterator[Utterance]:
     import soundfile
     from lhotse import AudioSource, Recording
 
-    from w2vbert.data.audio import find_audio
-
-    for path in find_audio([folder]):
+    for path in find_audio([folder], LISTED_SUFFIXES):
+        if path.suffix.lower() in FOREIGN_SUFFIXES:
+            raise UserError(f"{path} cannot be read: convert it to FLAC or WAV, or take it out of the folder")
         try:
             info = soundfile.info(path)
         except (soundfile.SoundFileError, OSError, TypeError) as error:
