@@ -67,7 +67,7 @@ class Clock:
 class UnvalidatedTask(PretrainTask):
     """Pre-training without its validation, which comes after what is measured."""
 
-    def validate(self, model: torch.nn.Module) -> dict[str, float]:
+    def validate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         """Nothing."""
         return {self.best_metric: 0.0}
 

@@ -174,7 +174,14 @@ def test_the_run_before_is_kept_until_the_new_one_is_finished(tmp_path: Path) ->
     assert (old / "model").read_text() == "model 1" and names(old / "decode") == [STAMP, "sub"]
     assert not train(out, 3, finish=False)
     assert (old / "model").read_text() == "model 1" and (out / "model").read_text() == "model 3"
+    (out / "checkpoints" / "step-1").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"out holds an unfinished run of other settings, .*--force"):
+        train(out, 2)
+    with pytest.raises(UserError, match=r"out holds an unfinished run of other settings, .*--force"):
+        train(out, 1)
     assert train(out, 3) and names(tmp_path) == ["out"] and (out / "model").read_text() == "model 3"
+    remove_tree(out / "checkpoints")
+    assert Step("train", out, 3, {}).is_done()
     assert not train(out, 3, finish=False, force=True) and (old / "model").read_text() == "model 3"
 
 

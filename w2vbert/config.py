@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from w2vbert.errors import UserError
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 T = TypeVar("T")
+
+HOW_ONLY = MappingProxyType({"how_only": True})
+"""Metadata of fields that say how a command runs, and nothing of what it makes: another value is the same step."""
 
 
 def load_config(cls: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:

@@ -22,6 +22,7 @@ from w2vbert.errors import UserError
 
 PARTIAL = ".partial."
 OLD = ".old."
+CHECKPOINTS = "checkpoints"  # folder of a run's state; a finished run needs it no more, but to average
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

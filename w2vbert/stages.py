@@ -16,6 +16,7 @@ from typing import Any
 
 from w2vbert.errors import UserError
 from w2vbert.files import (
+    CHECKPOINTS,
     OLD,
     PARTIAL,
     atomic_dir,
@@ -66,7 +67,7 @@ class Step:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the step's name, config and inputs."""
+        """Hash of the step's name, config (without fields that are `HOW_ONLY`) and inputs."""
         return _hash_json({"config": {"step": self.name, "config": self.config}, "inputs": self.input_hashes})
 
     @property
@@ -131,7 +132,8 @@ class Step:
         `old` until the new one is finished; when its settings are given again before that, it comes back.
 
         Raises:
-            UserError: `out` holds something that no step has made, or another process is working there.
+            UserError: `out` holds something that no step has made, or an unfinished run of other settings where `old`
+                is taken, too; or another process is working there.
         """
         self.check_out()
         if self.out.is_dir():
@@ -141,6 +143,11 @@ class Step:
             return True
         out, old = real_path(self.out), self.old
         if old.is_dir() and not (out / STAMP).exists():  # what is in `out` has not taken its place
+            if not force and _has_checkpoints(out):
+                raise UserError(
+                    f"{self.out} holds an unfinished run of other settings, and {old} the one before it: give its "
+                    f"settings to go on, or --force to remove it and begin anew"
+                )
             _remove_run(out)
             if not force and self._is_mark_of(old):
                 os.replace(old, out)
@@ -164,8 +171,8 @@ class Step:
     def finish(self, folder: Path | None = None) -> None:
         """Writes the stamp into `folder` (default: `out`): fingerprint, every output with its size, config and time.
 
-        Hidden files, logs (`*.log`, which may grow) and folders with a stamp of their own are not counted as outputs; a
-        link to such a folder is, with the outputs of that one. The run before, if `start` has kept one, is removed.
+        Hidden files, logs (`*.log`, which may grow), checkpoints, which may be removed to save room, and folders with a
+        stamp of their own are not counted as outputs; a link to such a folder is, with the outputs of that one. The run before, if `start` has kept one, is removed.
         """
         folder = folder or self.out
         outputs = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(_own_files(folder))}
@@ -300,7 +307,14 @@ def run_step(step: Step, work: Callable[[Path], None], force: bool = False) -> b
 
 
 def _hash_json(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=encode).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_encode_what_counts).encode()).hexdigest()
+
+
+def _encode_what_counts(value: object) -> object:
+    encoded = encode(value)
+    if dataclasses.is_dataclass(value) and isinstance(encoded, dict):
+        return {f.name: encoded[f.name] for f in dataclasses.fields(value) if not f.metadata.get("how_only")}
+    return encoded
 
 
 def _hash_inputs(inputs: Mapping[str, Path | None]) -> dict[str, str | None]:
@@ -335,9 +349,13 @@ def _list_tree(folder: Path) -> list[tuple[str, int, int]]:
     return [(str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
+def _has_checkpoints(folder: Path) -> bool:
+    return (folder / CHECKPOINTS).is_dir() and any((folder / CHECKPOINTS).iterdir())
+
+
 def _own_files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name.startswith(".") or path.suffix == ".log":
+        if path.name.startswith(".") or path.suffix == ".log" or path.name == CHECKPOINTS:
             continue
         if path.is_file():
             yield path

@@ -14,12 +14,13 @@ from lhotse import CutSet
 
 from tests.tasks.conftest import ENCODER, Prepared, is_up_to_date, kill, run
 from w2vbert.config import load_config, save_config
+from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.tokenizer import Tokenizer
 from w2vbert.files import read_json
 from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.transducer import PredictorConfig, TransducerConfig
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
-from w2vbert.tasks.finetune import FinetuneConfig, TransducerLossConfig
+from w2vbert.tasks.finetune import FinetuneConfig, FinetuneTask, TransducerLossConfig, build_transducer
 from w2vbert.tasks.recognize import load_transducer
 from w2vbert.training.checkpoint import read_weights, save_weights, write_model_card
 from w2vbert.training.metrics import TIMINGS
@@ -268,6 +269,10 @@ def test_the_ctc_head_may_learn_alone_at_first(prepared: Prepared, tmp_path: Pat
     assert "ctc_loss" in at["train", 4] and "pruned_loss" not in at["train", 4]
     assert at["train", 8]["pruned_loss"] > 0
     assert "wer" in read_json(out / "model.json")["best"]
+    config, pieces = replace(CONFIG, loss=loss), Tokenizer.load(prepared.tokenizer)
+    dev = SpeechDataset([prepared.data / "cuts_dev.jsonl.gz"], config.max_seconds)
+    task = FinetuneTask(config, build_transducer(config, "scratch", pieces).eval(), pieces, dev)  # as after a restart
+    assert [*task.validate(task.model, 5)] == ["ctc_wer"] and [*task.validate(task.model, 6)] == ["wer"]
 
 
 @pytest.mark.parametrize(

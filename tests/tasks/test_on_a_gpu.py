@@ -200,9 +200,9 @@ def test_validations_on_a_gpu_say_what_those_on_a_cpu_say(name: str, monkeypatch
     if not isinstance(task, LmTask):
         task.dev = Dev()
         task.tokenizer = SimpleNamespace(unknown_id=1, decode=lambda labels: " ".join(map(str, labels)))
-    plain = task.validate(task.model.eval())
+    plain = task.validate(task.model.eval(), 1)
     with pretended_gpu():
-        assert task.validate(task.model.to(GPU)) == pytest.approx(plain, rel=1e-4)
+        assert task.validate(task.model.to(GPU), 1) == pytest.approx(plain, rel=1e-4)
 
 
 def scorers(model: nn.Module, folder: Path) -> list[WeightedScorer]:

@@ -94,6 +94,8 @@ def test_contradictions_are_refused_before_anything_is_written(
     assert "set encoder.contrastive_blocks to 2 and encoder.masked_blocks to 0" in refused
     frozen = [*settings("best-rq"), "--set", "on_collapse=reseed"]
     assert "the codes of objective best-rq are frozen" in fails(*base, *frozen)
+    shared = ("--set", "on_collapse=reseed", "--set", "train.shard_weights=true")
+    assert "reseed is not made for train.shard_weights" in fails(*base, *shared)
     uneven = ("--set", "on_collapse=stop", "--set", "train.log_every_steps=4")
     assert "make train.save_every_steps a multiple of train.log_every_steps, 4" in fails(*base, *uneven)
     assert not (tmp_path / "out").exists()

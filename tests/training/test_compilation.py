@@ -64,7 +64,7 @@ def test_validations_and_copies_compile_nothing(tmp_path: Path, backend: Backend
     trainer.step, trainer.config = 4, replace(config, max_steps=4)
     trainer._validate(None)
     with trainer.compiled.plain():
-        trainer.task.validate(trainer.task.model.eval())
+        trainer.task.validate(trainer.task.model.eval(), 1)
     make_trainer(tmp_path, replace(config, average_decay=0.5)).average.model(torch.randn(3, 4))  # type: ignore[union-attr]
     assert backend.graphs == 0
     trainer.task.model(torch.randn(3, 4))

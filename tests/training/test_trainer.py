@@ -185,7 +185,7 @@ def test_the_best_validated_average_is_kept(tmp_path: Path) -> None:
     assert result.best["loss"] == min(line["loss"] for line in dev) < dev[0]["loss"]
     kept = ToyTask()
     load_weights(kept.model, tmp_path / "model.safetensors")
-    assert kept.validate(kept.model.eval())["loss"] == result.best["loss"]
+    assert kept.validate(kept.model.eval(), 1)["loss"] == result.best["loss"]
 
 
 def test_a_frozen_group_does_not_move(tmp_path: Path) -> None:

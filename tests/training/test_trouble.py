@@ -87,8 +87,7 @@ def test_a_rehearsal_of_the_largest_batch_leaves_no_trace(tmp_path: Path, caplog
 
 def test_a_rehearsal_finds_that_memory_is_short(tmp_path: Path) -> None:
     task = HungryTask()
-    trainer = make_trainer(tmp_path, task=task)
-    trainer.step = 3
+    trainer = make_trainer(tmp_path, replace(CONFIG, max_steps=4), task=task)
     with pytest.raises(UserError, match="out of memory with a batch of 5 rows, 2-0 and others"):
         trainer.rehearse(Replica(task, trainer.world))
 
@@ -132,7 +131,7 @@ def test_an_update_may_be_given_in_seconds(tmp_path: Path) -> None:
 
 def test_training_ends_early_when_nothing_gets_better(tmp_path: Path) -> None:
     class StuckTask(ToyTask):
-        def validate(self, model: torch.nn.Module) -> dict[str, float]:
+        def validate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
             self.validations += 1
             return {"loss": 1.0 if self.validations == 2 else 2.0 + self.validations}
 

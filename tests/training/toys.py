@@ -132,7 +132,7 @@ class ToyTask:
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         return {name: float(value.sum() / sums["count"]) for name, value in sums.items()}
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module, step: int) -> dict[str, float]:
         assert not model.training
         self.validations += 1
         x = torch.randn(50, INPUTS, generator=torch.Generator().manual_seed(999))

@@ -112,10 +112,10 @@ class SlowTask(ToyTask):
         time.sleep(self.seconds)
         return super().train_step(batch, step, generator)
 
-    def validate(self, model: torch.nn.Module) -> dict[str, float]:
+    def validate(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         (self.folder / "validating").touch()
         time.sleep(10 * self.seconds)
-        return super().validate(model)
+        return super().validate(model, step)
 
 
 def stop_for_ever(folder: Path, how: str) -> None:

@@ -79,12 +79,15 @@ class TransducerLossConfig:
         if min(self.ctc_only_steps, self.warmup_steps, self.ctc_weight) < 0:
             raise ValueError("ctc_only_steps, warmup_steps and ctc_weight must not be negative")
 
+    def is_ctc_alone(self, step: int) -> bool:
+        """Whether the CTC head learns alone at `step` (0-based)."""
+        return step < self.ctc_only_steps
+
     def weights(self, step: int) -> tuple[float, float]:
         """Weights of the simple and of the pruned loss at `step`; both are 0 while only the CTC head learns."""
-        step -= self.ctc_only_steps
-        if step < 0:
+        if self.is_ctc_alone(step):
             return 0.0, 0.0
-        done = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        done = min((step - self.ctc_only_steps) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         return 1.0 - 0.5 * done, 0.1 + 0.9 * done
 
 
@@ -218,7 +221,7 @@ class FinetuneTask:
         features = spec_augment(batch.features, batch.lengths, self.config.spec_augment, generator)
         config = self.config.loss
         simple_weight, pruned_weight = config.weights(step)
-        self.only_ctc = pruned_weight == 0.0
+        self.only_ctc = config.is_ctc_alone(step)
         prune_range = None if self.only_ctc else config.prune_range
         frozen = step < self.config.encoder_optim.freeze_steps
         loss = self.model(features, batch.lengths, batch.tokens, batch.token_lengths, prune_range, frozen)
@@ -240,12 +243,12 @@ class FinetuneTask:
         metrics = {f"{name}_loss": float(sums[name]) / count for name in names}
         return metrics | {"unusable_utterances": float(sums["unusable"])}
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module, step: int) -> dict[str, float]:
         """WER of greedy search on the dev split, in percent; of the CTC head while it learns alone."""
         assert isinstance(model, Transducer)
         references = dict(zip(self.dev.ids, self.dev.texts, strict=True))
         batches = in_order(self.dev, self.config.batch_seconds)
-        if self.only_ctc:
+        if self.config.loss.is_ctc_alone(step - 1):
             return {"ctc_wer": score_pairs(references, self._recognize_by_ctc(model, batches)).wer}
         found = [r for batch in recognize(model, self.tokenizer, batches, SearchConfig()) for r in batch]
         return {"wer": score_pairs(references, {r.id: r.text for r in found}).wer}

@@ -88,6 +88,8 @@ class PretrainConfig:
                 "on_collapse stop looks at each line of the log: make train.save_every_steps "
                 f"a multiple of train.log_every_steps, {self.train.log_every_steps}"
             )
+        if self.on_collapse == "reseed" and self.train.shard_weights:
+            raise ValueError("on_collapse reseed is not made for train.shard_weights: set warn or stop")
         if self.on_collapse == "reseed" and self.model.objective == "best-rq":
             raise ValueError("on_collapse reseed: the codes of objective best-rq are frozen, set warn or stop")
 
@@ -126,7 +128,7 @@ class PretrainTask:
         return summarize_pretraining(sums)
 
     @torch.inference_mode()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module, step: int) -> dict[str, float]:
         """The same on the dev split, with the same masks each time."""
         generator = torch.Generator().manual_seed(0)
         sums: dict[str, Tensor] = {}

@@ -106,7 +106,7 @@ class LmTask:
             "padding_share": 1.0 - count / max(float(sums["places"]), 1.0),
         }
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: nn.Module, step: int) -> dict[str, float]:
         """Perplexities of the transcripts of the dev split; ends count as a piece and as a word."""
         assert isinstance(model, CausalLm)
         sentences = self.dev.sentences

@@ -71,7 +71,9 @@ class BestModels:
             self._rank(found, model)
         if not self.best or _key(found, self._metric) < _key(self.best, self._metric):
             save_weights(model, self._run / MODEL_FILE)
-            self.best, self.since_best = found, 0
+            if not self.best or _key(found, self._metric)[0] < _key(self.best, self._metric)[0]:
+                self.since_best = 0  # an equal one is the later and is kept, but no progress
+            self.best = found
 
     def _rank(self, found: dict[str, float], model: nn.Module) -> None:
         """Gives a model its place under `best/` if it deserves one, and takes away what has lost its own."""

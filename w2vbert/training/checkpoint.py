@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from w2vbert.errors import UserError
-from w2vbert.files import atomic_dir, atomic_file, check_space, list_files, read_json, write_json
+from w2vbert.files import CHECKPOINTS, atomic_dir, atomic_file, check_space, list_files, read_json, write_json
 from w2vbert.log import logger
 
 FORMAT = 1
 STATE_FILE = "state.pt"
 CARD_FILE = "checkpoint.json"
-LAST, BEST = "checkpoints", "best"
+LAST, BEST = CHECKPOINTS, "best"
 """Folders of a run: of its newest checkpoints, and of its best models."""
 
 Weights = nn.Module | Mapping[str, Tensor]
@@ -285,7 +285,7 @@ def read_model_card(folder: Path, *kinds: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist")
     if not (folder / "model.json").is_file():
-        unfinished = " (its training has not finished)" if (folder / "checkpoints").is_dir() else ""
+        unfinished = " (its training has not finished)" if (folder / CHECKPOINTS).is_dir() else ""
         old = folder.with_name(f"{folder.name}.old")
         unfinished += f"; the model before it is {old}" if (old / "model.json").is_file() else ""
         raise UserError(f"{folder} is not a model folder: it has no model.json{unfinished}")

@@ -53,8 +53,8 @@ class Task(Protocol):
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics from the sums of all batches since the last line of the log."""
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of `model` (the running average where there is one) on the dev split."""
+    def validate(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Metrics of `model` (the running average where there is one) on the dev split, after `step` steps."""
 
 
 class Watch(Protocol):

@@ -5,13 +5,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from w2vbert.config import HOW_ONLY
 from w2vbert.errors import Unfinished
 from w2vbert.log import logger, progress
 from w2vbert.training.best_models import BestModels
@@ -71,12 +72,12 @@ class TrainConfig:
     keep_last: int = 2
     keep_best: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int = 0
-    loader_workers: int = 0
+    threads: int = field(default=0, metadata=HOW_ONLY)
+    loader_workers: int = field(default=0, metadata=HOW_ONLY)
     max_bad_steps: int = 10
     shard_weights: bool = False
-    hang_seconds: float = 60.0
-    compile: Compile = "auto"
+    hang_seconds: float = field(default=60.0, metadata=HOW_ONLY)
+    compile: Compile = field(default="auto", metadata=HOW_ONLY)
 
     def __post_init__(self) -> None:
         intervals = (self.log_every_steps, self.validate_every_steps, self.save_every_steps)
@@ -255,7 +256,7 @@ class Trainer:
             self.world.mark = (self.step, COMPUTING)
             seconds += batch.seconds
             ids.extend(batch.ids)
-            output = self._backward(replica, batch, number == self.accumulate)
+            output = self._backward(replica, batch, self.step, number == self.accumulate)
             count += output.count
             for name, value in output.sums.items():
                 self.sums[name] = self.sums[name] + value if name in self.sums else value
@@ -270,11 +271,11 @@ class Trainer:
         self.audio_seconds += seconds
         return {"gradient_norm": norm, **{f"lr_{name}": rate for name, rate in rates.items()}}
 
-    def _backward(self, replica: Replica, batch: Any, is_last: bool) -> StepOutput:
+    def _backward(self, replica: Replica, batch: Any, step: int, is_last: bool) -> StepOutput:
         """Adds the gradients of a batch; with the last one of an update come those of the other processes."""
         with naming_memory(batch), nullcontext() if is_last else replica.alone():
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                output = replica.train_step(batch.to(self.device), self.step, self.generator)
+                output = replica.train_step(batch.to(self.device), step, self.generator)
             output.loss.backward()
         return output
 
@@ -310,7 +311,8 @@ class Trainer:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), naming_memory(batch):
             moments = [torch.empty_like(p) for p in self.params for _ in range(2) if not self.optimizer.state]
-            self.compiled.try_out(lambda: self._backward(replica, batch, is_last=False))
+            last = self.config.max_steps - 1  # nothing is frozen any more, and every head learns
+            self.compiled.try_out(lambda: self._backward(replica, batch, last, is_last=False))
             del moments
         self.generator.set_state(state)
         self.optimizer.zero_grad(set_to_none=True)
@@ -356,7 +358,7 @@ class Trainer:
             self.world.mark = (self.step, ALONE)
             try:
                 with self.compiled.plain(), self.stop.breaking_off(f"step {self.step}: validation"):
-                    metrics = self.task.validate(model)
+                    metrics = self.task.validate(model, self.step)
                 self._judge(model, metrics, writer)
             except Interrupted:
                 self.validation_due = True

@@ -68,7 +68,7 @@ class SkippedUpdates:
         )
         if self.world.is_first:
             path = self.run / SKIPPED_FILE
-            lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
             kept = [line for line in lines if json.loads(line)["step"] < step]  # a resumed run does some again
             with atomic_file(path) as aside:
                 new = json.dumps({"step": step, "reason": reason, "ids": list(ids)}, ensure_ascii=False)
