@@ -16,6 +16,7 @@ from w2vbert.decoding.scoring import score_pairs, write_scores
 from w2vbert.errors import UserError
 from w2vbert.files import atomic_file, lock_folder, read_json, real_path, remove_tree, write_json
 from w2vbert.log import logger, progress
+from w2vbert.machine import usable_cores
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.audio_sources import FOREIGN_SUFFIXES, LISTED_SUFFIXES
 from w2vbert.tasks.decode import DecodeConfig
@@ -180,7 +181,7 @@ def run_plan(
     if place.cmd == "slurm":
         queue: Queue = SlurmQueue(work, place.resources)
     else:
-        queue = LocalQueue(work, 1 if place.resources.gpus else min(len(left), os.cpu_count() or 1))
+        queue = LocalQueue(work, 1 if place.resources.gpus else min(len(left), usable_cores()))
     with progress(total=len(utterances), desc=NAME, unit="utterances", initial=initial) as bar:
 
         def done(part: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert import __version__
+from w2vbert.machine import usable_cores
 
 # Compiled packages that can be installed and still not load.
 _COMPILED = ("torch", "torchaudio", "kenlm", "sentencepiece", "soundfile")
@@ -38,7 +38,7 @@ def diagnose() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": packages,
         "broken": broken,
-        "devices": _devices() if torch_works else {"cpu_cores": _cores(), "gpus": []},
+        "devices": _devices() if torch_works else {"cpu_cores": usable_cores(), "gpus": []},
         "rnnt_loss": _rnnt_loss() if torch_works else {"backend": None, "reason": "none: torch does not load"},
         "optional": {
             "k2": _version("k2"),
@@ -107,10 +107,6 @@ def _import_problem(module: str) -> str | None:
     return None
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _devices() -> dict[str, Any]:
     import torch
 
@@ -118,7 +114,7 @@ def _devices() -> dict[str, Any]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         gpus.append(f"{properties.name} ({properties.total_memory / 1e9:.0f} GB)")
-    return {"cpu_cores": _cores(), "gpus": gpus, "cuda_of_torch": torch.version.cuda}
+    return {"cpu_cores": usable_cores(), "gpus": gpus, "cuda_of_torch": torch.version.cuda}
 
 
 def _rnnt_loss() -> dict[str, str]:

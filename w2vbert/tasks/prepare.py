@@ -1,6 +1,5 @@
 """Data preparation: a synthetic corpus, Lhotse manifests, features and the tokenizer, each a step that is done once."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.errors import UserError
 from w2vbert.files import check_space, real_path
 from w2vbert.log import logger, progress
+from w2vbert.machine import usable_cores
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.feature_parts import FeaturePart, join_parts, make_missing, plan_parts
 from w2vbert.tasks.manifests import cuts_file, find_warnings, summarise, write_report, write_split
@@ -30,7 +30,7 @@ def prepare_synth(out: Path, config: SynthConfig, jobs: int | None = None, force
     """Make the synthetic corpus in `out`; False if it is up to date.
 
     Args:
-        jobs: number of processes; None: one for each core. The corpus does not depend on it.
+        jobs: number of processes; None: one for each usable core. The corpus does not depend on it.
 
     Raises:
         UserError: espeak-ng cannot be loaded, or the disk is too small.
@@ -39,7 +39,7 @@ def prepare_synth(out: Path, config: SynthConfig, jobs: int | None = None, force
 
     def work(folder: Path) -> None:
         check_space(out, 3600 * sum(config.hours(split) for split in SYNTH_SPLITS) * BYTES_PER_SECOND)
-        write_corpus(folder, config, jobs or os.cpu_count() or 1)
+        write_corpus(folder, config, jobs or usable_cores())
 
     return run_step(step, work, force)
 

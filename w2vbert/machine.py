@@ -1,0 +1,8 @@
+"""What this process may use of its machine."""
+
+import os
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may run on: those of its job or container, not all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
