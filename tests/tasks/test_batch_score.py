@@ -14,6 +14,9 @@ import soundfile
 from tests.data.corpus_factory import RATE_HZ, noise
 from tests.tasks.conftest import Prepared, is_up_to_date, run
 from w2vbert.files import read_json
+from w2vbert.tasks import batch_score as task
+from w2vbert.tasks.parts import Work, run_parts
+from w2vbert.tasks.slurm import Resources
 
 
 def call(prepared: Prepared, out: Path, *more: object, manifest: Path | None = None) -> tuple[object, ...]:
@@ -34,6 +37,20 @@ def test_parts_give_what_one_call_gives(prepared: Prepared, tmp_path: Path, capl
     assert scores["utterances"] == 8 and (tmp_path / "out" / "errs-train.txt").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["once.jsonl", "out"]
     assert is_up_to_date(caplog, *command) and is_up_to_date(caplog, *command, "--cmd", "slurm")
+
+
+@pytest.mark.parametrize(("jobs", "chosen", "threads"), [(8, None, "1"), (2, None, "4"), (8, "3", "3"), (1, None, "-")])
+def test_parts_that_run_at_once_share_out_the_cores(
+    jobs: int, chosen: str | None, threads: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "usable_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    work = Work("echo", ("sh", "-c", "echo ${OMP_NUM_THREADS:--}"), tmp_path, jobs)
+    place = task.Place("local", jobs, Resources())
+    run_parts(task._make_queue(work, place, jobs), work.numbers)
+    assert {work.log(part).read_text() for part in work.numbers} == {f"{threads}\n"}
 
 
 def test_a_killed_call_goes_on_with_what_is_missing(prepared: Prepared, tmp_path: Path) -> None:

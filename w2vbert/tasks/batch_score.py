@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +176,8 @@ def run_plan(
     initial = len(utterances) - sum(len(ids[shard.index]) for shard in left)
     if not left:
         return
-    work = Work(NAME, command, folder / "log", len(shards))
-    work.folder.mkdir(exist_ok=True)
-    if place.cmd == "slurm":
-        queue: Queue = SlurmQueue(work, place.resources)
-    else:
-        queue = LocalQueue(work, 1 if place.resources.gpus else min(len(left), usable_cores()))
+    queue = _make_queue(Work(NAME, command, folder / "log", len(shards)), place, len(left))
+    queue.work.folder.mkdir(exist_ok=True)
     with progress(total=len(utterances), desc=NAME, unit="utterances", initial=initial) as bar:
 
         def done(part: int) -> bool:
@@ -191,6 +187,16 @@ def run_plan(
             return True
 
         run_parts(queue, [shard.index for shard in left], done)
+
+
+def _make_queue(work: Work, place: Place, left: int) -> Queue:
+    """Where `left` parts run; those that run at once on this machine share out its cores."""
+    if place.cmd == "slurm":
+        return SlurmQueue(work, place.resources)
+    at_once = 1 if place.resources.gpus else min(left, usable_cores())
+    if at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
+        work = replace(work, command=("env", f"OMP_NUM_THREADS={usable_cores() // at_once}", *work.command))
+    return LocalQueue(work, at_once)
 
 
 def is_whole(hyps: Path, ids: Sequence[str]) -> bool:
