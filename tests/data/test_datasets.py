@@ -105,13 +105,17 @@ def data_of(data: SpeechDataset, index: int) -> tuple[object, ...]:
     return (*(values[index] for values in known), data.load(index).sum().item())
 
 
-def test_memory_has_a_bound(folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processes", [1, 3])
+def test_memory_has_a_bound_that_the_processes_of_a_machine_share(
+    processes: int, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     caplog.set_level("INFO")
     reads: list[str] = []
     monkeypatch.setattr(
         "w2vbert.data.datasets.read_frames", lambda cut, *rest: reads.append(cut.id) or read_frames(cut, *rest)
     )
-    data, plain = dataset(folder, "train", cache_bytes=150 * 80 * 2), dataset(folder, "train")
+    data, plain = dataset(folder, "train", cache_bytes=processes * 150 * 80 * 2), dataset(folder, "train")
     for _ in range(3):
         for index in range(3):
             assert torch.equal(data.load(index), plain.load(index))

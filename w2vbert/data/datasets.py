@@ -22,12 +22,13 @@ from w2vbert.data.shards import ShardReader
 from w2vbert.errors import UserError
 from w2vbert.files import read_json
 from w2vbert.log import logger
+from w2vbert.machine import local_processes
 
 MIN_FRAMES = 10
 """Shortest utterance in filterbank frames: the receptive field of one encoder frame is 7, and one span needs more."""
 
 CACHE_BYTES = min(8 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
-"""Features that a dataset keeps in memory: 8 GiB (149 h with 80 mel bins) or, if less, a quarter of the machine's."""
+"""Features that the processes of a machine keep of a dataset in memory, together: 8 GiB (149 h with 80 mel bins) or, if less, a quarter of the machine's."""
 
 Change = Callable[[Tensor], Tensor]
 """What augmentation does to raw features (T, F) before they are normalised."""
@@ -78,7 +79,8 @@ class SpeechDataset:
             manifests: `cuts_*.jsonl.gz` of `w2vbert features` or `w2vbert pseudo-label`.
             max_seconds: longer utterances are left out, with a line in the log, or cropped.
             crop: of longer utterances take `max_seconds`.
-            cache_bytes: most features to keep in memory; what comes after is read from disk each time.
+            cache_bytes: most features to keep in memory, shared out among the processes of the machine; what comes
+                after is read from disk each time.
 
         Raises:
             UserError: a manifest is missing, has no features, or nothing is left.
@@ -103,7 +105,7 @@ class SpeechDataset:
         self.shards = self._find_shards(manifests)
         self._reader = ShardReader()
         self._cache: dict[tuple[int, torch.dtype], Tensor] = {}
-        self._free_bytes = cache_bytes
+        self._free_bytes = cache_bytes // local_processes()
 
     def __len__(self) -> int:
         return len(self._rows)

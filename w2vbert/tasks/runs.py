@@ -19,7 +19,7 @@ from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.errors import UserError
 from w2vbert.files import write_json
 from w2vbert.log import logger, setup_logging
-from w2vbert.machine import usable_cores
+from w2vbert.machine import local_processes, usable_cores
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.stages import Step
 from w2vbert.training.checkpoint import write_model_card
@@ -40,7 +40,7 @@ def prepare_run(step: Step, config: TrainConfig, force: bool) -> World:
         save_config(step.config, step.out / "config.yaml")
         write_json(step.out / "run.json", _describe_machine() | {"processes": world.size})
     world.wait()
-    share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = usable_cores() // local_processes()
     torch.set_num_threads(config.threads or max(share, 1))
     torch.manual_seed(config.seed)
     return world
