@@ -28,7 +28,8 @@ MIN_FRAMES = 10
 """Shortest utterance in filterbank frames: the receptive field of one encoder frame is 7, and one span needs more."""
 
 CACHE_BYTES = min(8 * 2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
-"""Features that the processes of a machine keep of a dataset in memory, together: 8 GiB (149 h with 80 mel bins) or, if less, a quarter of the machine's."""
+"""Features that the processes of a machine keep of a dataset in memory, together: 8 GiB (149 h with 80 mel bins) or, if
+less, a quarter of the machine's."""
 
 Change = Callable[[Tensor], Tensor]
 """What augmentation does to raw features (T, F) before they are normalised."""
