@@ -161,7 +161,8 @@ def test_another_sampling_rate_than_the_configs_is_refused(split: Split, tmp_pat
         {"num_mel_bins": 0},
         {"num_mel_bins": 500},
         {"sampling_rate_hz": 0},
-        {"frame_shift_seconds": 0.03},
+        {"frame_shift_seconds": 0.02},
+        {"frame_length_seconds": 0.005},
         {"high_hz": 9000.0},
     ],
 )

@@ -27,6 +27,9 @@ CUTS_PER_FILE = 200
 FEATURES_FILE = "features.yaml"
 """How features were made: lies in a folder of features, and in each model that was trained on it."""
 
+FRAME_SHIFT_SECONDS = 0.01
+"""The only one there is: `FRAMES_PER_SECOND` turns frames into seconds everywhere."""
+
 MIN_DEVIATION = 1e-3  # of a mel bin over an utterance; digital silence has none
 
 
@@ -36,7 +39,8 @@ class FeatureConfig:
 
     Attributes:
         num_mel_bins: mel bins of a frame.
-        frame_length_seconds, frame_shift_seconds: of a frame, and from one to the next.
+        frame_length_seconds: of a frame.
+        frame_shift_seconds: from one frame to the next: 0.01, by which all durations are counted.
         sampling_rate_hz: audio of other rates is resampled to it.
         low_hz, high_hz: lower edge of the first mel bin, upper edge of the last.
         snip_edges: only frames that lie within the audio; else N / shift frames, with mirrored edges.
@@ -45,7 +49,7 @@ class FeatureConfig:
 
     num_mel_bins: int = 80
     frame_length_seconds: float = 0.025
-    frame_shift_seconds: float = 0.01
+    frame_shift_seconds: float = FRAME_SHIFT_SECONDS
     sampling_rate_hz: int = 16000
     low_hz: float = 20.0
     high_hz: float = 7600.0
@@ -57,8 +61,10 @@ class FeatureConfig:
             raise ValueError("num_mel_bins must be at least 1")
         if not 1000 <= self.sampling_rate_hz <= 384_000:
             raise ValueError(f"sampling_rate_hz must lie in [1000, 384000], not {self.sampling_rate_hz}")
-        if not 0.001 <= self.frame_shift_seconds <= self.frame_length_seconds <= 1.0:
-            raise ValueError("0.001 <= frame_shift_seconds <= frame_length_seconds <= 1 must hold")
+        if self.frame_shift_seconds != FRAME_SHIFT_SECONDS:
+            raise ValueError(f"frame_shift_seconds must be {FRAME_SHIFT_SECONDS}, not {self.frame_shift_seconds}")
+        if not self.frame_shift_seconds <= self.frame_length_seconds <= 1.0:
+            raise ValueError("frame_shift_seconds <= frame_length_seconds <= 1 must hold")
         if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate_hz / 2:
             raise ValueError("0 <= low_hz < high_hz <= sampling_rate_hz / 2 must hold")
         if self.num_mel_bins > self._most_mel_bins():
