@@ -134,6 +134,21 @@ def test_the_text_of_an_utterance_does_not_depend_on_its_batch(
         assert 0.0 < result.confidence < 1.0 and result.confidence == pytest.approx(alone.confidence, abs=1e-5)
 
 
+def test_the_precision_asked_for_does_not_depend_on_the_machine(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_transducer(prepared.model)
+    batch = collate("a", [torch.randn(80, 80, generator=torch.Generator().manual_seed(1))], None)
+    scores: dict[tuple[str, bool], float] = {}
+    for precision in ("auto", "float32", "bfloat16"):
+        for fast in (False, True):
+            monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda fast=fast: fast)
+            (found,) = next(recognize(model, tokenizer, [batch], SearchConfig(), precision=precision))
+            scores[precision, fast] = found.hypotheses[0].score
+    for fast in (False, True):
+        assert scores["float32", fast] == scores["auto", False] != scores["auto", True] == scores["bfloat16", fast]
+
+
 def test_models_of_other_seeds_say_other_things(prepared: Prepared, tmp_path: Path) -> None:
     batch = collate("a", [torch.randn(80, 80, generator=torch.Generator().manual_seed(1))], None)
     folders = [prepared.model, write_model(tmp_path / "other", prepared.tokenizer, seed=1)]

@@ -75,10 +75,16 @@ def encoder_frame_seconds(model: Transducer) -> float:
 
 
 @torch.inference_mode()
-def encode(model: Transducer, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
-    """What a search works on: encoder output (B, T, D) float32 and its lengths, int64 (B,)."""
+def encode(model: Transducer, batch: SpeechBatch, precision: str = "auto") -> tuple[Tensor, Tensor]:
+    """What a search works on: encoder output (B, T, J) float32 and its lengths, int64 (B,).
+
+    Args:
+        model: whose encoder.
+        batch: B utterances.
+        precision: of the matrix products, as in `TrainConfig`.
+    """
     device = next(model.parameters()).device
-    dtype = choose_precision("auto", device)
+    dtype = choose_precision(precision, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         encoded, lengths = model.encode(batch.features.to(device), batch.lengths)
     return encoded.float(), lengths
@@ -119,10 +125,20 @@ def recognize(
     batches: Iterable[SpeechBatch],
     config: SearchConfig,
     scorers: Sequence[WeightedScorer] = (),
+    precision: str = "auto",
 ) -> Iterator[list[Recognition]]:
-    """Recognises batch after batch; each result is in the order of its batch."""
+    """Recognises batch after batch; each result is in the order of its batch.
+
+    Args:
+        model: what recognises.
+        tokenizer: its own.
+        batches: utterances.
+        config: how to search.
+        scorers: language models, of both passes.
+        precision: of the encoder's matrix products, as in `TrainConfig`; auto is bfloat16 where the hardware has it.
+    """
     for batch in batches:
-        encoded, lengths = encode(model, batch)
+        encoded, lengths = encode(model, batch, precision)
         found = search_and_rescore(model, encoded, lengths, config, scorers, tokenizer.unknown_id)
         yield [
             Recognition(id, tokenizer.decode(list(nbest[0].tokens)), nbest)
