@@ -109,6 +109,11 @@ def test_what_cannot_be_fused_is_refused(prepared: Prepared, word_lm: Path, tmp_
     assert load([]) == [] and load([], config=SearchConfig()) == []
     with pytest.raises(UserError, match="second_pass needs n-best lists"):
         load([prepared.lm], config=replace(BEAM, nbest=1), weights=FusionConfig(second_pass=("ngram",)))
+    for missing in ("neural", "lodr", "internal"):
+        with pytest.raises(UserError, match=f"second_pass names {missing}, which takes no part"):
+            load([prepared.lm], weights=FusionConfig(second_pass=("ngram", missing)))
+    with pytest.raises(UserError, match="second_pass names ngram, which takes no part"):
+        load([], weights=FusionConfig(second_pass=("ngram",)))
     with pytest.raises(UserError, match="second ngram language model"):
         load([prepared.lm, prepared.lm])
     with pytest.raises(UserError, match="foreign was made for another tokenizer"):

@@ -83,10 +83,10 @@ def load_scorers(
         model: the transducer, for its internal language model.
 
     Raises:
-        UserError: the search is greedy, a folder is no language model, its pieces are not the tokenizer's, or two are
-            of one kind.
+        UserError: the search is greedy, a folder is no language model, its pieces are not the tokenizer's, two are of
+            one kind, or one of the second pass is not there.
     """
-    if not lms and lodr is None and weights.internal == 0.0:
+    if not lms and lodr is None and weights.internal == 0.0 and not weights.second_pass:
         return []
     if config.method == "greedy":
         raise UserError("a language model needs a beam search: --set search.method=beam")
@@ -106,6 +106,9 @@ def load_scorers(
     if weights.internal != 0.0:
         labels = LabelModel(model, tokenizer.unknown_id, config.blank_penalty)
         scorers.append(WeightedScorer("internal", InternalLmScorer(labels), -weights.internal))
+    missing = [kind for kind in weights.second_pass if kind not in {weighted.name for weighted in scorers}]
+    if missing:
+        raise UserError(f"fusion.second_pass names {missing[0]}, which takes no part: give its model and its weight")
     return [replace(weighted, second_pass=weighted.name in weights.second_pass) for weighted in scorers]
 
 
