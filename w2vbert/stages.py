@@ -172,7 +172,8 @@ class Step:
         """Writes the stamp into `folder` (default: `out`): fingerprint, every output with its size, config and time.
 
         Hidden files, logs (`*.log`, which may grow), checkpoints, which may be removed to save room, and folders with a
-        stamp of their own are not counted as outputs; a link to such a folder is, with the outputs of that one. The run before, if `start` has kept one, is removed.
+        stamp of their own are not counted as outputs; a link to such a folder is, with the outputs of that one. The run
+        before, if `start` has kept one, is removed.
         """
         folder = folder or self.out
         outputs = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(_own_files(folder))}

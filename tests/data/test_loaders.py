@@ -1,6 +1,7 @@
 """Plans and streams of batches."""
 
 import multiprocessing
+import os
 import random
 
 import pytest
@@ -265,6 +266,16 @@ def test_processes_take_nothing_of_the_training_s_randomness() -> None:
     batches.share(0, 1)
     batches.next_batch()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_signals_to_the_trainers_group_do_not_reach_its_workers() -> None:
+    """torchrun and a terminal signal all processes of a group; an update needs its batches to the end."""
+    batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, workers=1)
+    others = multiprocessing.active_children()
+    batches.share(0, 1)
+    batches.next_batch()
+    (worker,) = set(multiprocessing.active_children()) - set(others)
+    assert worker.pid is not None and os.getpgid(worker.pid) != os.getpgid(0)
 
 
 def test_a_killed_process_that_makes_batches_is_an_error() -> None:

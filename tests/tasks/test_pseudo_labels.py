@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +17,15 @@ from w2vbert.config import load_config
 from w2vbert.data.batches import SpeechBatch, collate
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
 from w2vbert.decoding.search import SearchConfig
+from w2vbert.errors import Unfinished, UserError
 from w2vbert.files import read_json
+from w2vbert.stages import Step
 from w2vbert.tasks.fusion import FusionConfig, load_scorers
 from w2vbert.tasks.labels import LABELS_FILE, Teacher, read_label_file
-from w2vbert.tasks.pseudo_labels import PseudoLabelConfig
+from w2vbert.tasks.pseudo_labels import PseudoLabelConfig, run_together
 from w2vbert.tasks.recognize import load_transducer, recognize
+from w2vbert.training.distributed import World
+from w2vbert.training.interruption import StopRequest
 
 KEEP_ALL = tuple(
     part
@@ -213,3 +218,19 @@ def test_transcripts_beside_the_audio_are_for_judging_only(prepared: Prepared, t
     source = read_cuts(data / "cuts_test.jsonl.gz")
     for id, cut in read_cuts(tmp_path / "out" / "cuts_pseudo.jsonl.gz").items():
         assert cut.supervisions[0].text != source[id].supervisions[0].text
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Unfinished), (signal.SIGUSR1, UserError)])
+def test_labelling_that_is_told_to_stop_keeps_nothing(
+    tmp_path: Path, number: signal.Signals, error: type[Exception]
+) -> None:
+    """After SIGUSR1, the end of a job's time, a second start would end alike: that is for the user to mend."""
+    step = Step("pseudo-label", tmp_path / "out", {}, {})
+
+    def work(world: World) -> Callable[[Path], None]:
+        signal.raise_signal(number)
+        raise AssertionError("it goes on")
+
+    with pytest.raises(error, match=f"{tmp_path}/out: pseudo-label stopped .{number.name} came"):
+        run_together(step, work, False, StopRequest(None))
+    assert not (tmp_path / "out").exists()

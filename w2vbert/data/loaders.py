@@ -1,6 +1,7 @@
 """Batches by seconds of audio, as a pure function of seed, epoch and position: resuming costs nothing."""
 
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -289,6 +290,11 @@ class _Places(Sampler[Place]):
         return self.stream.places()
 
 
+def _leave_the_group(worker: int) -> None:
+    """A launcher or a terminal signals the trainer's whole group, and the trainer needs batches to its update's end."""
+    os.setpgid(0, 0)
+
+
 def _start_workers(stream: BatchStream) -> Iterator[SpeechBatch | UserError]:
     """Batches in order, made by processes; these share what memory the dataset may keep features in."""
     stream.dataset.divide_cache(stream.workers)
@@ -298,6 +304,7 @@ def _start_workers(stream: BatchStream) -> Iterator[SpeechBatch | UserError]:
         sampler=_Places(stream),
         num_workers=stream.workers,
         multiprocessing_context="fork",  # not Python's default, which may be another: they share the dataset's memory
+        worker_init_fn=_leave_the_group,
         generator=torch.Generator(),  # else a number of the training's own randomness would be drawn at each start
     )
     before = signal.getsignal(signal.SIGCHLD)

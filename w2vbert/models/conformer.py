@@ -36,6 +36,10 @@ class ConformerConfig:
     span_frames: tuple[int, int] = (64, 8)
 
     def __post_init__(self) -> None:
+        if min(self.dim, self.heads, self.feed_forward_dim, self.kernel) < 1:
+            raise ValueError("dim, heads, feed_forward_dim and kernel must be at least 1")
+        if not 0.0 <= self.dropout_prob < 1.0:
+            raise ValueError(f"dropout_prob must lie in [0, 1), not {self.dropout_prob}")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if self.positions in ("rotary", "rotary_input") and self.dim // self.heads % 2:

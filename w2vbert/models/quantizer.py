@@ -33,6 +33,8 @@ class QuantizerConfig:
     temperature_end: float = 0.1
 
     def __post_init__(self) -> None:
+        if min(self.dim, self.codebooks) < 1 or self.logit_std <= 0.0:
+            raise ValueError("quantizer dim and codebooks must be at least 1, and logit_std above 0")
         if self.dim % self.codebooks:
             raise ValueError(f"quantizer dim {self.dim} is not a multiple of codebooks {self.codebooks}")
         if not 0.0 < self.temperature_end <= self.temperature_start:

@@ -48,6 +48,8 @@ class PredictorConfig:
     def __post_init__(self) -> None:
         if self.dim < 1 or self.layers < 1 or self.context < 1:
             raise ValueError("the prediction network needs dim, layers and context of at least 1")
+        if not 0.0 <= self.dropout_prob < 1.0:
+            raise ValueError(f"dropout_prob must lie in [0, 1), not {self.dropout_prob}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class TransducerConfig:
     rnnt_type: Literal["regular", "modified", "constrained"] = "regular"
 
     def __post_init__(self) -> None:
+        if min(self.projection_dim, self.joiner_dim) < 1:
+            raise ValueError("projection_dim and joiner_dim must be at least 1")
         if self.vocab_size < 2:
             raise ValueError(f"vocab_size must be at least 2 (the blank and one piece), not {self.vocab_size}")
 

@@ -68,6 +68,10 @@ class W2vBertConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.mask_start_prob < 1.0 or self.mask_span_frames < 1 or self.num_distractors < 1:
             raise ValueError("mask_start_prob must lie in (0, 1), mask_span_frames and num_distractors be at least 1")
+        if self.contrastive_temperature <= 0.0:
+            raise ValueError(f"contrastive_temperature must be above 0, not {self.contrastive_temperature}")
+        if min(self.contrastive_weight, self.diversity_weight, self.masked_prediction_weight) < 0.0:
+            raise ValueError("weights of the losses must not be negative")
         first, rest = self.encoder.contrastive_blocks, self.encoder.masked_blocks
         if self.objective == "w2v-bert" and not first:
             raise ValueError("objective w2v-bert needs encoder.contrastive_blocks of at least 1")

@@ -250,7 +250,9 @@ class FinetuneTask:
         batches = in_order(self.dev, self.config.batch_seconds)
         if self.config.loss.is_ctc_alone(step - 1):
             return {"ctc_wer": score_pairs(references, self._recognize_by_ctc(model, batches)).wer}
-        found = [r for batch in recognize(model, self.tokenizer, batches, SearchConfig()) for r in batch]
+        precision = self.config.train.precision
+        results = recognize(model, self.tokenizer, batches, SearchConfig(), precision=precision)
+        found = [result for batch in results for result in batch]
         return {"wer": score_pairs(references, {r.id: r.text for r in found}).wer}
 
     @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Pseudo-labels for self-training (noisy student: Xie et al. 2020; Park et al. 2020, arXiv 2005.09629)."""
 
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -230,10 +231,11 @@ def run_together(step: Step, work: Callable[[World], Callable[[Path], None]], fo
         step: the step.
         work: what all do; returns what fills the folder, which the first one calls.
         force: do it again even if it is done.
-        stop: signals and time limits, which end the work.
+        stop: signals, which end the work, and a time limit, which is asked for before it begins.
 
     Raises:
         Unfinished: told to stop; nothing of this step is kept.
+        UserError: the same, but by SIGUSR1, which comes before a job's time is over: a second start would end alike.
     """
     world = join_world()
     (done,) = world.from_first([world.is_first and not force and step.is_done()])
@@ -259,6 +261,11 @@ def _ending_in_one_line(step: Step, stop: StopRequest) -> Iterator[None]:
         with stop, stop.breaking_off(f"{step.name} {step.out}"):
             yield
     except Interrupted as error:
+        if stop.reason.startswith(signal.SIGUSR1.name):  # the time of a job is over, and would be again
+            raise UserError(
+                f"{step.out}: {step.name} stopped ({error}), and nothing of it is kept: give it more time, or label in "
+                f"parts first (w2vbert pseudo-label --shard I/N)"
+            ) from error
         raise Unfinished(f"{step.out}: {step.name} stopped ({error}): start it again, and it begins anew") from error
 
 

@@ -191,6 +191,8 @@ def _writing_to(folder: Path) -> Iterator[None]:
     """Says in one way what a full disk makes torch, safetensors and Python say in three."""
     try:
         yield
+    except torch.AcceleratorError:  # of something before, which only shows when tensors are fetched
+        raise
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         free = shutil.disk_usage(folder).free / 2**20
         reason = str(error).splitlines()[0]

@@ -47,12 +47,12 @@ class World:
     Attributes:
         rank: number of this process.
         size: number of processes.
-        mark: step and phase that this process is in, for the watchdog.
+        mark: step and phase that this process is in, for the watchdog; step -1 before the first.
     """
 
     rank: int = 0
     size: int = 1
-    mark: tuple[int, int] = (0, WAITING)
+    mark: tuple[int, int] = (-1, WAITING)
 
     @property
     def is_first(self) -> bool:
