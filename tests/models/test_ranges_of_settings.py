@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from w2vbert.models.conformer import BlockConfig
+from w2vbert.models.conformer import ConformerConfig
 from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.transducer import PredictorConfig, TransducerConfig
 from w2vbert.models.w2v_bert import W2vBertConfig
@@ -13,9 +13,9 @@ from w2vbert.models.w2v_bert import W2vBertConfig
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BlockConfig(heads=0), "heads"),
-        (lambda: BlockConfig(kernel=-1), "kernel"),
-        (lambda: BlockConfig(dropout_prob=1.0), r"dropout_prob must lie in \[0, 1\), not 1.0"),
+        (lambda: ConformerConfig(heads=0), "heads"),
+        (lambda: ConformerConfig(kernel=-1), "kernel"),
+        (lambda: ConformerConfig(dropout_prob=1.0), r"dropout_prob must lie in \[0, 1\), not 1.0"),
         (lambda: QuantizerConfig(codebooks=0), "codebooks"),
         (lambda: QuantizerConfig(logit_std=0.0), "logit_std above 0"),
         (lambda: W2vBertConfig(contrastive_temperature=0.0), "contrastive_temperature must be above 0"),
