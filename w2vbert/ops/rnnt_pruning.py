@@ -59,6 +59,8 @@ def state_occupation(px_grad: Tensor, py_grad: Tensor, rnnt_type: str) -> tuple[
     they are rounding errors, k2's choice is arbitrary, and one low window pulls down all before it (decision 0019).
     Whatever a path takes from its position, it stands there.
 
+    Deviation: k2 and icefall choose by the blanks in every lattice.
+
     Args:
         px_grad: (B, S, T), occupation probabilities of the symbols.
         py_grad: (B, S+1, T), of the blanks.
