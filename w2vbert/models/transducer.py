@@ -296,6 +296,7 @@ class Transducer(nn.Module):
         return [path[path != BLANK].tolist() for path in paths]
 
     def _ctc_loss(self, output: EncoderOutput, tokens: Tensor, token_lengths: Tensor) -> Tensor:
+        """Loss of the CTC head, (B,); 0, without gradient, where the frames are too few for the labels."""
         if self.ctc is None:
             return output.output.new_zeros(len(tokens), dtype=torch.float32)
         log_probs = self.ctc(output.output).float().log_softmax(-1).transpose(0, 1)  # (T/4, B, V)

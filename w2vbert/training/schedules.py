@@ -15,7 +15,7 @@ class OptimConfig:
         warmup_steps: steps of linear rise from 0 (25 000; 5 000 and 1 500).
         schedule: after the warm-up: inverse_sqrt (paper), cosine or linear to `final_share` at the last step, constant.
         final_share: learning rate at the end of cosine and linear, as a share of the peak.
-        freeze_steps: steps at the start without any update of this group.
+        freeze_steps: steps at the start in which the rate of this group is 0.
         weight_decay: decoupled, on matrices only.
     """
 
