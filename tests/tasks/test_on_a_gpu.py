@@ -55,7 +55,7 @@ def pretraining(objective: Objective, train: TrainConfig = TRAIN) -> PretrainTas
     blocks = {"w2v-bert": (2, 2), "w2v-conformer": (2, 0)}.get(objective, (0, 2))
     encoder = replace(ENCODER, contrastive_blocks=blocks[0], masked_blocks=blocks[1])
     config = PretrainConfig(replace(PRETRAINING, encoder=encoder, objective=objective), train)
-    return PretrainTask(config, None, None)  # type: ignore[arg-type]
+    return PretrainTask(config, None)  # type: ignore[arg-type]
 
 
 def finetuning(kind: str, train: TrainConfig = TRAIN) -> FinetuneTask:
@@ -193,14 +193,12 @@ class Dev:
 def test_validations_on_a_gpu_say_what_those_on_a_cpu_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     maker, kind, _ = MAKERS[name]
     for module in (pretrain, finetune):
-        monkeypatch.setattr(module, "in_order", lambda dev, seconds, chosen=None: dev.batches)
+        monkeypatch.setattr(module, "in_order", lambda dev, seconds: dev.batches)
     monkeypatch.setattr(recognize, "choose_precision", lambda precision, device: torch.float32)
     torch.manual_seed(0)
     task = maker(kind)
     if not isinstance(task, LmTask):
         task.dev = Dev()
-        monkeypatch.setattr(pretrain, "choose_probe", lambda train, config: None)
-        task.train = task.dev
         task.tokenizer = SimpleNamespace(unknown_id=1, decode=lambda labels: " ".join(map(str, labels)))
     plain = task.validate(task.model.eval(), 1)
     with pretended_gpu():

@@ -1,10 +1,7 @@
 """Pre-training with each objective, and with a watch that finds a collapse: by the command line."""
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +11,13 @@ import torch
 from tests.tasks.conftest import ENCODER, Prepared, run
 from w2vbert import cli
 from w2vbert.config import save_config
-from w2vbert.data import loaders
 from w2vbert.data.batches import SpeechBatch
-from w2vbert.data.datasets import SpeechDataset
 from w2vbert.files import read_json
 from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.w2v_bert import W2vBertConfig
 from w2vbert.tasks import collapse
-from w2vbert.tasks import pretrain as pretraining
 from w2vbert.tasks.finetune import FinetuneConfig
-from w2vbert.tasks.pretrain import PretrainConfig, PretrainTask, choose_probe
+from w2vbert.tasks.pretrain import PretrainConfig, PretrainTask
 from w2vbert.training.checkpoint import read_weights
 from w2vbert.training.metrics import TIMINGS
 from w2vbert.training.optim import OptimConfig
@@ -166,32 +160,6 @@ def test_no_collapsed_model_is_preferred_for_its_low_loss(
     run("pretrain", prepared.data, tmp_path / "collapsed", "--config", config)
     best = [read_json(tmp_path / name / "model.json")["best"] for name in ("healthy", "collapsed")]
     assert best[0]["loss_if_healthy"] == best[0]["loss"] == best[1]["loss"] < 100 < best[1]["loss_if_healthy"]
-
-
-def test_a_collapse_is_told_by_what_is_trained_on(
-    prepared: Prepared, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not by dev, which may be the words of one speaker, and pauses."""
-    looked_at: list[list[str]] = []
-
-    def in_order(dataset: SpeechDataset, seconds: float, chosen: Sequence[int] | None = None) -> Iterator[SpeechBatch]:
-        rows = range(len(dataset)) if chosen is None else chosen
-        looked_at.append([dataset.ids[row] for row in rows])
-        return loaders.in_order(dataset, seconds, chosen=chosen)
-
-    monkeypatch.setattr(pretraining, "in_order", in_order)
-    run("pretrain", prepared.data, tmp_path / "out", "--config", config, "--set", "train.max_steps=1")
-    dev, probe = (set(ids) for ids in looked_at)
-    manifests = [prepared.data / f"cuts_{name}.jsonl.gz" for name in ("unlabelled", "train")]
-    train = SpeechDataset(manifests, 32.0)
-    assert probe <= set(train.ids) and not probe & dev
-    few = replace(PretrainConfig().model, quantizer=QuantizerConfig(codes=8, dim=8))
-    assert choose_probe(train, few) == list(range(len(train)))
-    monkeypatch.setattr(pretraining, "PROBE_SECONDS_PER_CODE", 0.2)
-    spaced = choose_probe(train, few)
-    assert len(spaced) == math.ceil(8 * 0.2 / 3600 / train.hours * len(train)) < len(train)
-    steps = [after - before for before, after in pairwise(spaced)]
-    assert min(steps) >= 1 and max(steps) - min(steps) <= 1
 
 
 def test_keys_that_the_objective_does_not_look_at_are_told(

@@ -316,12 +316,9 @@ def _start_workers(stream: BatchStream) -> Iterator[SpeechBatch | UserError]:
 
 
 def in_order(
-    dataset: SpeechDataset,
-    batch_seconds: float,
-    encode: Callable[[str], list[int]] | None = None,
-    chosen: Sequence[int] | None = None,
+    dataset: SpeechDataset, batch_seconds: float, encode: Callable[[str], list[int]] | None = None
 ) -> Iterator[SpeechBatch]:
-    """Every utterance, or each of the `chosen` ones, once, longest first, in batches of similar lengths."""
-    order = sorted(range(len(dataset)) if chosen is None else chosen, key=lambda i: -dataset.frames[i])
+    """Every utterance once, longest first, in batches of similar lengths."""
+    order = sorted(range(len(dataset)), key=lambda i: -dataset.frames[i])
     for indices in group_by_seconds(order, dataset.frames, batch_seconds):
         yield dataset.batch(indices, encode)

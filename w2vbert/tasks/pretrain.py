@@ -1,8 +1,7 @@
 """Pre-training with w2v-BERT's objective on unlabelled speech."""
 
-import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,9 +38,6 @@ PANELS = (
     Panel("entropy of the codes (nats)", ("batch_entropy", "frame_entropy")),
     Panel("gradient norm", ("gradient_norm",), log=True),
 )
-PROBE_SECONDS_PER_CODE, MOST_PROBE_SECONDS = 1.6, 3600.0
-"""Audio of the train splits by which validations tell a collapse: some 20 masked frames for each code."""
-
 COLLAPSED = 1000.0
 """Added to the loss by which the best model is kept: any healthy model goes before one whose codes have collapsed."""
 
@@ -103,9 +99,8 @@ class PretrainTask:
 
     best_metric = "loss_if_healthy"
 
-    def __init__(self, config: PretrainConfig, train: SpeechDataset, dev: SpeechDataset) -> None:
+    def __init__(self, config: PretrainConfig, dev: SpeechDataset) -> None:
         self.config = config
-        self.train = train
         self.dev = dev
         self.model = make_pretraining_model(config.model)
 
@@ -134,35 +129,18 @@ class PretrainTask:
 
     @torch.inference_mode()
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """The same on the dev split, with the same masks each time.
-
-        Whether the codes have collapsed is told by a part of the train splits: dev may be the words of one speaker, and
-        pauses, which few codes describe.
-        """
-        metrics = summarize_pretraining(self._measure(model, in_order(self.dev, self.config.batch_seconds)))
-        probe = in_order(self.train, self.config.batch_seconds, chosen=choose_probe(self.train, self.config.model))
-        collapsed = find_collapse(self._measure(model, probe), self.config.model) is not None
-        return metrics | {self.best_metric: metrics["loss"] + COLLAPSED * collapsed}
-
-    def _measure(self, model: nn.Module, batches: Iterable[SpeechBatch]) -> dict[str, Tensor]:
+        """The same on the dev split, with the same masks each time."""
         generator = torch.Generator().manual_seed(0)
         sums: dict[str, Tensor] = {}
         device = next(model.parameters()).device
-        for batch in batches:
+        for batch in in_order(self.dev, self.config.batch_seconds):
             batch = batch.to(device)
             loss = model(batch.features, batch.lengths, self.config.model.quantizer.temperature_end, generator)
             for name, value in loss_sums(loss).items():
                 sums[name] = sums[name] + value if name in sums else value
-        return sums
-
-
-def choose_probe(train: SpeechDataset, config: W2vBertConfig) -> list[int]:
-    """Utterances with masked frames for all codes, evenly spaced over the train splits, or those of the first shard."""
-    codes = (config.random_projection if config.objective == "best-rq" else config.quantizer).codes
-    seconds = min(PROBE_SECONDS_PER_CODE * codes, MOST_PROBE_SECONDS)
-    count = min(math.ceil(seconds / 3600 / train.hours * len(train)), len(train))
-    spacing = 1 if train.shards is not None else len(train) / count
-    return [int(number * spacing) for number in range(count)]
+        metrics = summarize_pretraining(sums)
+        collapsed = find_collapse(sums, self.config.model) is not None
+        return metrics | {self.best_metric: metrics["loss"] + COLLAPSED * collapsed}
 
 
 def loss_sums(loss: PretrainingLoss) -> dict[str, Tensor]:
@@ -245,7 +223,7 @@ def pretrain(
     if init is not None:
         check_features(init, data)
     world = prepare_run(step, config.train, force)
-    task = PretrainTask(config, train, dev)
+    task = PretrainTask(config, dev)
     if init is not None:
         load_encoder_weights(task.model.encoder, init)
     workers = config.train.loader_workers
