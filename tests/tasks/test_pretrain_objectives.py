@@ -153,11 +153,13 @@ def test_a_reseeding_run_that_was_broken_off_ends_as_if_undisturbed(
 
 
 def test_no_collapsed_model_is_preferred_for_its_low_loss(
-    prepared: Prepared, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Prepared, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run("pretrain", prepared.data, tmp_path / "healthy", "--config", config)
+    assert "on dev the codes" not in caplog.text
     call_everything_collapsed(monkeypatch)
     run("pretrain", prepared.data, tmp_path / "collapsed", "--config", config)
+    assert "on dev the codes have collapsed" in caplog.text
     best = [read_json(tmp_path / name / "model.json")["best"] for name in ("healthy", "collapsed")]
     assert best[0]["loss_if_healthy"] == best[0]["loss"] == best[1]["loss"] < 100 < best[1]["loss_if_healthy"]
 

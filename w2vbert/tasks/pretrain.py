@@ -139,8 +139,10 @@ class PretrainTask:
             for name, value in loss_sums(loss).items():
                 sums[name] = sums[name] + value if name in sums else value
         metrics = summarize_pretraining(sums)
-        collapsed = find_collapse(sums, self.config.model) is not None
-        return metrics | {self.best_metric: metrics["loss"] + COLLAPSED * collapsed}
+        found = find_collapse(sums, self.config.model)
+        if found is not None:
+            logger.warning(f"step {step}: on dev {found}")
+        return metrics | {self.best_metric: metrics["loss"] + COLLAPSED * (found is not None)}
 
 
 def loss_sums(loss: PretrainingLoss) -> dict[str, Tensor]:
