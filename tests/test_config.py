@@ -59,6 +59,20 @@ def test_values_take_the_types_of_the_fields(tmp_path: Path) -> None:
     assert isinstance(config.teacher, Optimizer) and isinstance(config.teacher.learning_rate, float)
 
 
+@dataclass(frozen=True)
+class Words:
+    compile: Literal["auto", "on", "off"] = "auto"
+    share: bool = False
+
+
+def test_on_and_off_are_words_and_still_true_and_false(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("compile: off\nshare: yes\n")
+    assert load_config(Words, tmp_path / "run.yaml") == Words("off", True)
+    assert load_config(Words, tmp_path / "run.yaml", ["compile=on", "share=off"]) == Words("on", False)
+    save_config(Words("off", True), tmp_path / "saved.yaml")
+    assert load_config(Words, tmp_path / "saved.yaml") == Words("off", True)
+
+
 def test_overrides_win_over_the_file_and_keep_its_other_keys(tmp_path: Path) -> None:
     path = write(tmp_path, "optimizer: {learning_rate: 0.5, betas: [0.1, 0.2]}\n")
     config = load_config(Run, path, ["optimizer.learning_rate=1e-4", "limit=null", "rates={a: 1}"])

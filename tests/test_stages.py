@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from w2vbert.config import HOW_ONLY
 from w2vbert.errors import UserError
 from w2vbert.files import read_json, remove_tree
 from w2vbert.stages import STAMP, Call, Step, fingerprint, run_step
@@ -21,6 +22,19 @@ class Config:
     size: int = 1
     folder: Path = Path("a")
     pair: tuple[int, int] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Nested:
+    inner: Config = Config()
+    threads: int = field(default=1, metadata=HOW_ONLY)
+
+
+def test_what_says_only_how_a_step_runs_makes_no_other_step(tmp_path: Path) -> None:
+    def value(config: object) -> str:
+        return Step("train", tmp_path / "out", {"of": config}, {}).fingerprint
+
+    assert value(Nested(threads=2)) == value(Nested()) != value(Nested(Config(2)))
 
 
 def names(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,8 +112,12 @@ def _describe_source(cls: type, path: Path | None, overrides: Sequence[str]) -> 
     return f"{path} with {settings}" if settings else str(path)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping, a key given twice is an error."""
+@cache
+def _loader() -> Any:
+    """A SafeLoader that refuses keys given twice, and for which on and off are words, as in YAML 1.2.
+
+    Fields of true and false take these words, too; others have them among their own (`train.compile=off`).
+    """
     import yaml
 
     class StrictLoader(yaml.SafeLoader):
@@ -123,9 +128,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
                     raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
             return super().construct_mapping(node, deep)
 
+    StrictLoader.yaml_implicit_resolvers = {
+        first: [(tag, words) for tag, words in resolvers if tag != "tag:yaml.org,2002:bool" or first not in "oO"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return StrictLoader
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping, a key given twice is an error."""
+    import yaml
+
     try:
-        # StrictLoader is a SafeLoader.
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_loader())
     except FileNotFoundError as error:
         raise UserError(f"no such config file: {path}") from error
     except (IsADirectoryError, UnicodeDecodeError) as error:
@@ -148,7 +163,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write key=value, for example --set train.max_steps=500")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_loader())
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise UserError(f"--set {override}: the value is not valid YAML") from error
     node = tree

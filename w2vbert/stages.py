@@ -22,12 +22,12 @@ from w2vbert.files import (
     atomic_dir,
     encode,
     list_files,
-    lock_folder,
     read_json,
     real_path,
     remove_tree,
     write_json,
 )
+from w2vbert.locks import hold, let_go
 from w2vbert.log import logger
 
 STAMP = ".stamp.json"
@@ -137,7 +137,7 @@ class Step:
         """
         self.check_out()
         if self.out.is_dir():
-            _hold(self.out)
+            hold(self.out)
         if not force and self._is_mark_of(self.out):
             (self.out / STAMP).unlink(missing_ok=True)
             return True
@@ -146,19 +146,19 @@ class Step:
             if not force and _has_checkpoints(out):
                 raise UserError(
                     f"{self.out} holds an unfinished run of other settings, and {old} the one before it: give its "
-                    f"settings to go on, or --force to remove it and begin anew"
+                    f"settings to go on, or remove {self.out} to begin anew (--force does)"
                 )
             _remove_run(out)
             if not force and self._is_mark_of(old):
                 os.replace(old, out)
-                _hold(out)
+                hold(out)
                 logger.info("%s: %s is that of these settings again", self.name, self.out)
                 return True
         elif out.is_dir() and any(out.iterdir()):
             _remove_run(old)
             os.replace(out, old)
         out.mkdir(parents=True, exist_ok=True)
-        _hold(out)
+        hold(out)
         if old.is_dir():
             logger.info("%s: the run before is kept as %s until this one is finished", self.name, old)
         write_json(out / STARTED, {"step": self.name, "fingerprint": self.fingerprint})
@@ -191,7 +191,7 @@ class Step:
         write_json(folder / STAMP, stamp)
         if (folder / STARTED).exists():
             _remove_run(self.old)
-            _let_go(folder)
+            let_go(folder)
 
     def check_out(self) -> None:
         """Refuses an `out` that would be lost: a file, a folder of another step or of no step, or one of the inputs."""
@@ -413,39 +413,6 @@ def _read_mark(started: Path) -> str | None:
         logger.warning("%s", error)
         return None
     return mark.get("fingerprint") if isinstance(mark, dict) else None
-
-
-_held: dict[Path, tuple[int, int]] = {}
-"""Folders in which this process works: inode, and the descriptor that holds the lock."""
-
-
-def _hold(folder: Path) -> None:
-    """Keeps other processes out of a folder until it is let go or this one ends; the first of a run acts for all."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    key, inode = real_path(folder), os.stat(folder).st_ino
-    if key in _held and _held[key][0] == inode:
-        return
-    descriptor = lock_folder(key, folder)
-    if key in _held:
-        os.close(_held[key][1])
-    _held[key] = inode, descriptor
-
-
-def _forget() -> None:
-    """In a forked process, which may live a little longer than this one: the lock must end with this one."""
-    for _, descriptor in _held.values():
-        os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget)
-
-
-def _let_go(folder: Path) -> None:
-    _, descriptor = _held.pop(real_path(folder), (0, None))
-    if descriptor is not None:
-        os.close(descriptor)
 
 
 def _remove_run(folder: Path) -> None:

@@ -268,22 +268,25 @@ def test_processes_take_nothing_of_the_training_s_randomness() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_signals_to_the_trainers_group_do_not_reach_its_workers() -> None:
-    """torchrun and a terminal signal all processes of a group; an update needs its batches to the end."""
+def with_one_worker() -> tuple[BatchStream, multiprocessing.process.BaseProcess]:
+    """A stream that has given its first batch, and the process that makes them."""
     batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, workers=1)
     others = multiprocessing.active_children()
     batches.share(0, 1)
     batches.next_batch()
     (worker,) = set(multiprocessing.active_children()) - set(others)
+    return batches, worker
+
+
+def test_signals_to_the_trainers_group_do_not_reach_its_workers() -> None:
+    """torchrun and a terminal signal all processes of a group; an update needs its batches to the end."""
+    batches, worker = with_one_worker()
     assert worker.pid is not None and os.getpgid(worker.pid) != os.getpgid(0)
+    batches.next_batch()
 
 
 def test_a_killed_process_that_makes_batches_is_an_error() -> None:
-    batches = BatchStream(ToyDataset(), LIMIT_SECONDS, 1, workers=1)
-    others = multiprocessing.active_children()
-    batches.share(0, 1)
-    batches.next_batch()
-    (worker,) = set(multiprocessing.active_children()) - set(others)
+    batches, worker = with_one_worker()
     worker.kill()
     with pytest.raises(UserError, match="a process that makes batches is gone .*Lower train.loader_workers"):
         for _ in range(10):

@@ -20,6 +20,7 @@ from w2vbert.files import read_json
 from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.transducer import PredictorConfig, TransducerConfig
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
+from w2vbert.tasks import recognize
 from w2vbert.tasks.finetune import FinetuneConfig, FinetuneTask, TransducerLossConfig, build_transducer
 from w2vbert.tasks.recognize import load_transducer
 from w2vbert.training.checkpoint import read_weights, save_weights, write_model_card
@@ -94,6 +95,8 @@ def test_from_scratch_it_leaves_a_recogniser_and_is_done_once(
     run("decode", "--model", out, next(prepared.corpus.rglob("*.flac")))
     assert is_up_to_date(caplog, *base)
     assert is_up_to_date(caplog, *base, "--set", "encoder_optim.freeze_steps=4")  # a fresh encoder is never frozen
+    for how in ("threads=1", "loader_workers=1", "hang_seconds=70", "compile=off"):
+        assert is_up_to_date(caplog, *base, "--set", f"train.{how}")
     assert not is_up_to_date(caplog, *base, "--set", "train.seed=2")
     run("tokenizer", prepared.manifests, tmp_path / "bpe", "--set", "vocab_size=20")
     assert not is_up_to_date(caplog, *base[:4], tmp_path / "bpe", *base[5:], "--set", "train.max_steps=1")
@@ -273,6 +276,22 @@ def test_the_ctc_head_may_learn_alone_at_first(prepared: Prepared, tmp_path: Pat
     dev = SpeechDataset([prepared.data / "cuts_dev.jsonl.gz"], config.max_seconds)
     task = FinetuneTask(config, build_transducer(config, "scratch", pieces).eval(), pieces, dev)  # as after a restart
     assert [*task.validate(task.model, 5)] == ["ctc_wer"] and [*task.validate(task.model, 6)] == ["wer"]
+
+
+def test_validation_has_the_precision_of_the_training(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the hardware: on another machine another model would be the best."""
+    asked = []
+    monkeypatch.setattr(
+        recognize, "choose_precision", lambda precision, device: asked.append(precision) or torch.float32
+    )
+    pieces = Tokenizer.load(prepared.tokenizer)
+    dev = SpeechDataset([prepared.data / "cuts_dev.jsonl.gz"], CONFIG.max_seconds)
+    for precision in ("float32", "bfloat16"):
+        config = replace(CONFIG, train=replace(CONFIG.train, precision=precision))
+        task = FinetuneTask(config, build_transducer(config, "scratch", pieces).eval(), pieces, dev)
+        task.validate(task.model, 9)
+        assert set(asked) == {precision}
+        asked.clear()
 
 
 @pytest.mark.parametrize(

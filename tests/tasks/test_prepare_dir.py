@@ -146,14 +146,20 @@ def test_kaldi(tmp_path: Path) -> None:
     assert dropped["audio file is missing"] == ["gone"] * 3 and len(dropped["transcript without audio"]) == 3
 
 
-def test_a_segment_that_would_end_after_its_recording_is_counted(tmp_path: Path) -> None:
+def write_segments(tmp_path: Path, texts: str, spans: str) -> Path:
+    """Kaldi's files of a recording of 3 s in each of train, dev and test; PART in `texts` and `spans` is its name."""
     folder = tmp_path / "data"
     for part in ("train", "dev", "test"):
         (folder / part).mkdir(parents=True)
         (folder / part / "wav.scp").write_text(f"r-{part} {write_audio(tmp_path / f'{part}.wav', 3.0)}\n")
-        (folder / part / "text").write_text(f"a-{part} ROUNDED\nb-{part} OPEN\nc-{part} LATE\n")
-        spans = f"a-{part} r-{part} 1 3.01\nb-{part} r-{part} 1 -1\nc-{part} r-{part} 1 3.4\n"
-        (folder / part / "segments").write_text(spans)
+        (folder / part / "text").write_text(texts.replace("PART", part))
+        (folder / part / "segments").write_text(spans.replace("PART", part))
+    return folder
+
+
+def test_a_segment_that_would_end_after_its_recording_is_counted(tmp_path: Path) -> None:
+    spans = "a-PART r-PART 1 3.01\nb-PART r-PART 1 -1\nc-PART r-PART 1 3.4\n"
+    folder = write_segments(tmp_path, "a-PART ROUNDED\nb-PART OPEN\nc-PART LATE\n", spans)
     assert len(prepare(folder)["train"]) == 3
     assert report(folder)["splits"]["train"]["clipped"] == ["c-train"]
     assert "(1 cut short by the end of their recording)" in (tmp_path / "out" / "report.txt").read_text()
@@ -162,13 +168,9 @@ def test_a_segment_that_would_end_after_its_recording_is_counted(tmp_path: Path)
 def test_kaldis_segments_are_parts_of_recordings(tmp_path: Path) -> None:
     from lhotse import load_manifest
 
-    folder = tmp_path / "data"
+    spans = "a-PART r-PART 0.5 1.25\nb-PART r-PART 2 -1\nc-PART r-PART 0 1\nd-PART x 0 1\nlate-PART r-PART 2.99 4\n"
+    folder = write_segments(tmp_path, "a-PART FIRST\nb-PART SECOND\nd-PART GONE\n", spans)
     for part in ("train", "dev", "test"):
-        (folder / part).mkdir(parents=True)
-        (folder / part / "wav.scp").write_text(f"r-{part} {write_audio(tmp_path / f'{part}.wav', 3.0)}\n")
-        (folder / part / "text").write_text(f"a-{part} FIRST\nb-{part} SECOND\nd-{part} GONE\n")
-        spans = f"a-{part} r-{part} 0.5 1.25\nb-{part} r-{part} 2 -1\nc-{part} r-{part} 0 1\nd-{part} x 0 1\n"
-        (folder / part / "segments").write_text(spans + f"late-{part} r-{part} 2.99 4\n")
         (folder / part / "utt2spk").write_text(f"a-{part} anna-{part}\nb-{part} bert-{part}\n")
     assert prepare(folder)["train"] == {"a-train": ("anna-train", "FIRST"), "b-train": ("bert-train", "SECOND")}
     assert report(folder)["splits"]["train"]["hours"] == pytest.approx(1.75 / 3600, abs=1e-4)

@@ -162,6 +162,17 @@ def test_a_whole_checkpoint_of_another_model_is_an_error(tmp_path: Path) -> None
 # A full disk
 
 
+def test_an_error_of_the_gpu_is_not_told_as_one_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows when tensors are fetched, perhaps long after what caused it."""
+
+    def fail(*arguments: object) -> None:
+        raise torch.AcceleratorError("device-side assert triggered")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(torch.AcceleratorError):
+        save_weights(model(), tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("large", ["weights", "state"])
 def test_a_full_disk_is_named_and_the_last_checkpoint_stays(small_disk: Path, large: str) -> None:
     save(small_disk, 1)
