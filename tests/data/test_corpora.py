@@ -45,6 +45,20 @@ def test_several_subsets_join_and_unlabelled_ones_have_speakers_but_no_text(tmp_
     assert cuts[0].supervisions[0].text == "SPEAKER SAYS A" and cuts[0].load_audio().shape == (1, 4800)
 
 
+def test_unlabelled_speech_alone_loses_the_silence_at_its_ends(tmp_path: Path) -> None:
+    samples = np.concatenate([0.01 * noise(2.0), noise(1.0), 0.01 * noise(1.5)])
+    for subset in ("a", "b"):
+        write_utterance(tmp_path / subset, "1-1-0000", "WORD", samples)
+        write_utterance(tmp_path / subset, "1-1-0001", "WORD", np.repeat(samples, 3), 48_000)
+    config = config_of(tmp_path, train="a", unlabelled="b")
+    whole, trimmed = (list(read_split(config, split, jobs=1).cuts()) for split in ("train", "unlabelled"))
+    assert [(cut.start, cut.duration) for cut in whole] == [(0.0, 4.5)] * 2
+    for before, after in zip(whole, trimmed, strict=True):
+        assert after.id == before.id and after.start == pytest.approx(1.85) and after.end == pytest.approx(3.15)
+        loaded = before.load_audio()[:, round(after.start * 16_000) :][:, : round(after.duration * 16_000)]
+        np.testing.assert_allclose(after.load_audio(), loaded, atol=1e-3)
+
+
 def test_what_cannot_be_used_is_dropped_for_a_reason(tmp_path: Path) -> None:
     subset = tmp_path / "odd"
     write_utterance(subset, "1-1-0000", "GOOD ONE")

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from w2vbert.data.segments import FRAME_SECONDS, CutConfig, EnergyMeter, cut_at_silences, find_speech
+from w2vbert.data.segments import FRAME_SECONDS, CutConfig, EnergyMeter, cut_at_silences, find_extent, find_speech
 
 RATE_HZ = 16000
 
@@ -19,9 +19,9 @@ def signal(*parts: tuple[float, float]) -> np.ndarray:
 
 
 def energies_of(samples: np.ndarray, block: int = 10_000) -> np.ndarray:
-    meter = EnergyMeter(RATE_HZ)
+    meter = EnergyMeter()
     for start in range(0, len(samples), block):
-        meter.add(samples[start : start + block])
+        meter.add(samples[start : start + block], RATE_HZ)
     return meter.energies()
 
 
@@ -38,6 +38,14 @@ def test_speech_is_found_by_energy() -> None:
     np.testing.assert_allclose(speech, [(1.0, 5.1), (7.1, 8.1)], atol=FRAME_SECONDS)
     assert find_speech(energies_of(signal((0.1, 2.0)))) == [(0.0, 2.0)]
     assert find_speech(np.empty(0)) == []
+
+
+def test_silence_at_the_ends_is_no_part_of_the_extent() -> None:
+    samples = signal((0.001, 2.0), (0.1, 1.0), (0.001, 3.0), (0.1, 1.0), (0.001, 0.1))
+    np.testing.assert_allclose(find_extent(energies_of(samples), 7.1), (1.85, 7.1), atol=FRAME_SECONDS)
+    assert find_extent(energies_of(signal((0.1, 2.0))), 2.0) == (0.0, 2.0)
+    assert find_extent(energies_of(signal((0.0, 2.0))), 2.0) == (0.0, 2.0)  # nothing tells where speech is
+    assert find_extent(np.empty(0), 0.01) is None
 
 
 @pytest.mark.parametrize("seed", range(20))

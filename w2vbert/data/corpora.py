@@ -3,6 +3,9 @@
     SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac
     SUBSET/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt        lines "SPEAKER-CHAPTER-UTTERANCE TEXT"; none if unlabelled
 
+Unlabelled recordings begin shortly before their first speech and end shortly after the last: what is learned from
+silence is that it is easy to predict, and codes collapse over it (docs/collapse.md).
+
 Lhotse's own `prepare_librispeech` stops at an empty transcript or a damaged file and passes over audio without text, so
 the lister is ours; on a sound corpus both give the same manifests.
 """
@@ -13,7 +16,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from w2vbert.data.parallel import map_in_processes
+from w2vbert.data.segments import EnergyMeter, Span, find_extent
 from w2vbert.errors import UserError
 from w2vbert.files import list_files
 from w2vbert.log import progress
@@ -30,7 +34,8 @@ if TYPE_CHECKING:  # lhotse takes seconds to import: not before a step knows tha
     from lhotse import MonoCut, Recording, SupervisionSegment
 
 LABELLED_SPLITS = ("train", "dev", "test")
-SPLITS = (*LABELLED_SPLITS, "unlabelled")
+UNLABELLED = "unlabelled"
+SPLITS = (*LABELLED_SPLITS, UNLABELLED)
 SAMPLING_RATE_HZ = 16000  # of the manifests; other audio is resampled when it is loaded
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 READ_SAMPLES = 1 << 20
@@ -68,7 +73,7 @@ class Utterance:
     path: Path
     speaker: str
     text: str | None  # None: unlabelled
-    span: tuple[float, float] | None = None  # begin and end in the file, in seconds; None: all of it
+    span: Span | None = None  # begin and end in the file; None: all of it
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ class AudioCheck:
     samples: int
     sampling_rate_hz: int
     problem: str | None  # why it cannot be used; None if it can
+    extent: Span | None = None  # of the speech in it, if that was looked for
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def keep_usable(
         UserError: nothing is left.
     """
     files = list(dict.fromkeys(u.path for u in utterances))  # utterances may be parts of the same file
-    decoded = map_in_processes(check_audio, files, jobs)
+    decoded = map_in_processes(check_extent if split == UNLABELLED else check_audio, files, jobs)
     checks = dict(zip(files, progress(decoded, total=len(files), desc=f"checking {split}", unit="files"), strict=True))
     recordings, supervisions, resampled, clipped = [], [], [], []
     for utterance in utterances:
@@ -180,7 +186,8 @@ def keep_usable(
         if utterance.span and span[1] + ROUNDING_SECONDS < utterance.span[1] < math.inf:
             clipped.append(utterance.id)
         recordings.append(make_recording(utterance, check))
-        supervisions.append(_make_supervision(utterance, recordings[-1], span))
+        is_whole = utterance.span is None and check.extent is None
+        supervisions.append(_make_supervision(utterance, recordings[-1], None if is_whole else span))
     if not recordings:
         reasons = ", ".join(f"{reason}: {len(ids)}" for reason, ids in sorted(dropped.items()))
         raise UserError(f"no utterance is left in {split} ({','.join(limits.splits[split])}): {reasons}")
@@ -292,6 +299,15 @@ def check_audio(path: Path, listen: Callable[[NDArray[np.float32], int], None] |
     return AudioCheck(samples, rate_hz, None if samples else "no samples")
 
 
+def check_extent(path: Path) -> AudioCheck:
+    """Decode a whole file, and find where in it the first speech begins and the last ends."""
+    meter = EnergyMeter()
+    check = check_audio(path, meter.add)
+    if check.problem is not None:
+        return check
+    return replace(check, extent=find_extent(meter.energies(), check.samples / check.sampling_rate_hz))
+
+
 def lacks_samples(file: soundfile.SoundFile) -> bool:
     """Whether a WAV file ends before its header says: libsndfile reads such a file as far as it goes."""
     found = SHORT_WAV.search(file.extra_info)
@@ -328,14 +344,14 @@ def _find_shared(splits: Sequence[Split], content: Callable[[Split], set[str]]) 
     return [(a, b, sorted(contents[a] & contents[b])) for a, b in pairs if contents[a] & contents[b]]
 
 
-def _clip_span(utterance: Utterance, check: AudioCheck) -> tuple[float, float]:
-    """Begin and end of an utterance in its file, in seconds."""
+def _clip_span(utterance: Utterance, check: AudioCheck) -> Span:
+    """Begin and end of an utterance in its file."""
     seconds = check.samples / max(check.sampling_rate_hz, 1)
-    begin, end = utterance.span or (0.0, seconds)
+    begin, end = utterance.span or check.extent or (0.0, seconds)
     return begin, min(end, seconds)
 
 
-def _check_span(span: tuple[float, float], config: CorpusConfig) -> str | None:
+def _check_span(span: Span, config: CorpusConfig) -> str | None:
     seconds = span[1] - span[0]
     if span[0] > 0.0 and seconds <= 0.0:
         return "beyond the end of its recording"
@@ -358,14 +374,15 @@ def make_recording(utterance: Utterance, check: AudioCheck) -> Recording:
     return recording.resample(SAMPLING_RATE_HZ) if check.sampling_rate_hz != SAMPLING_RATE_HZ else recording
 
 
-def _make_supervision(utterance: Utterance, recording: Recording, span: tuple[float, float]) -> SupervisionSegment:
+def _make_supervision(utterance: Utterance, recording: Recording, span: Span | None) -> SupervisionSegment:
     from lhotse import SupervisionSegment
 
+    start, end = span or (0.0, recording.duration)
     return SupervisionSegment(
         id=utterance.id,
         recording_id=recording.id,
-        start=span[0],
-        duration=recording.duration if utterance.span is None else round(span[1] - span[0], 8),
+        start=start,
+        duration=round(min(end, recording.duration) - start, 8),
         channel=0,
         language="English",
         speaker=utterance.speaker,

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from w2vbert.data.corpora import (
     AUDIO_SUFFIXES,
@@ -23,7 +23,7 @@ from w2vbert.data.corpora import (
     check_audio,
     make_recording,
 )
-from w2vbert.data.segments import CutConfig, EnergyMeter, Span, cut_at_silences, find_speech
+from w2vbert.data.segments import CutConfig, EnergyMeter, Span, cut_at_silences, find_extent, find_speech
 from w2vbert.errors import UserError
 from w2vbert.files import list_files
 
@@ -123,27 +123,24 @@ def list_recordings(corpus: Path, subset: str) -> list[LongRecording]:
 def cut_recording(source: LongRecording, config: CutConfig) -> CutRecording:
     """Decodes a whole file, and cuts it at the pauses that its JSON tells, or else at those that its energy shows.
 
-    Without JSON, what is short enough for a piece stays whole.
+    Without JSON, what is short enough for a piece stays whole, but for silence at its ends.
     """
-    meters: list[EnergyMeter] = []
-
-    def listen(block: Any, rate_hz: int) -> None:
-        if not meters:
-            meters.append(EnergyMeter(rate_hz))
-        meters[0].add(block)
-
-    check = check_audio(source.path, listen)
+    meter = EnergyMeter()
+    check = check_audio(source.path, meter.add)
     speaker, speech = read_metadata(source.path.with_suffix(".json"))
     speaker = speaker or source.speaker
     if check.problem is not None:
         return CutRecording(source, check, speaker, (), WHOLE, check.problem)
-    energies = meters[0].energies()
-    found_by = PUBLISHED
+    energies = meter.energies()
+    pieces: tuple[Span, ...] = ()
     seconds = check.samples / check.sampling_rate_hz
-    if not speech:
-        found_by = WHOLE if seconds <= config.max_seconds else ENERGY
-        speech = [(0.0, seconds)] if found_by == WHOLE else find_speech(energies)
-    pieces = tuple(cut_at_silences(speech, seconds, energies, config))
+    if not speech and seconds <= config.max_seconds:
+        found_by, (start, end) = WHOLE, find_extent(energies, seconds) or (0.0, seconds)
+        if end - start >= config.min_seconds:
+            pieces = ((start, end),)
+    else:
+        found_by = PUBLISHED if speech else ENERGY
+        pieces = tuple(cut_at_silences(speech or find_speech(energies), seconds, energies, config))
     problem = None if pieces else f"no speech of {config.min_seconds:g} s"
     return CutRecording(source, check, speaker, pieces, found_by, problem)
 

@@ -37,16 +37,16 @@ class CutConfig:
 class EnergyMeter:
     """Mean square of each frame of a signal that comes block by block."""
 
-    def __init__(self, rate_hz: int) -> None:
-        self._samples_per_frame = max(round(FRAME_SECONDS * rate_hz), 1)
+    def __init__(self) -> None:
         self._rest = np.empty(0, dtype=np.float32)
         self._frames: list[NDArray[np.float64]] = []
 
-    def add(self, block: NDArray[np.float32]) -> None:
+    def add(self, block: NDArray[np.float32], rate_hz: int) -> None:
         """Takes the next samples (N,)."""
+        size = max(round(FRAME_SECONDS * rate_hz), 1)
         samples = np.concatenate((self._rest, block))
-        whole = len(samples) // self._samples_per_frame * self._samples_per_frame
-        frames = samples[:whole].reshape(-1, self._samples_per_frame)  # (T, samples of a frame)
+        whole = len(samples) // size * size
+        frames = samples[:whole].reshape(-1, size)  # (T, samples of a frame)
         self._frames.append(np.square(frames, dtype=np.float64).mean(axis=1))
         self._rest = samples[whole:]
 
@@ -74,6 +74,19 @@ def find_speech(energies: NDArray[np.float64]) -> list[Span]:
     return _join_near(
         ((start * FRAME_SECONDS, end * FRAME_SECONDS) for start, end in edges.reshape(-1, 2).tolist()), SILENT_SECONDS
     )
+
+
+def find_extent(energies: NDArray[np.float64], seconds: float) -> Span | None:
+    """From the first speech to the last, with a little of the silence around it; None where there is no whole frame.
+
+    Args:
+        energies: mean squares (T,) of frames of `FRAME_SECONDS`.
+        seconds: length of the recording.
+    """
+    speech = find_speech(energies)
+    if not speech:
+        return None
+    return next(_with_margins([(speech[0][0], min(speech[-1][1], seconds))], seconds))
 
 
 def cut_at_silences(

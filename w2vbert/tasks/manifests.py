@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from w2vbert.data.corpora import Split, shared_speakers, shared_utterances
+from w2vbert.data.corpora import UNLABELLED, Split, shared_speakers, shared_utterances
 from w2vbert.files import write_json
 from w2vbert.log import logger
 
@@ -76,7 +76,7 @@ def find_warnings(splits: Sequence[Split]) -> list[str]:
 def summarise(split: Split, subsets: Sequence[str]) -> dict[str, Any]:
     """What is in a split that was made of `subsets`, and what was left out."""
     words = [word for s in split.supervisions for word in (s.text or "").split()]
-    return {
+    row = {
         "subsets": list(subsets),
         "utterances": len(split.recordings),
         "hours": round(sum(s.duration for s in split.supervisions) / 3600, 4),
@@ -87,6 +87,9 @@ def summarise(split: Split, subsets: Sequence[str]) -> dict[str, Any]:
         "clipped": sorted(split.clipped),
         "dropped": {reason: sorted(ids) for reason, ids in sorted(split.dropped.items())},
     }
+    if split.name == UNLABELLED:
+        row["recorded_hours"] = round(sum(recording.duration for recording in split.recordings) / 3600, 4)
+    return row
 
 
 def _format_table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -94,10 +97,11 @@ def _format_table(summary: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, row in summary.items():
         dropped = ", ".join(f"{len(ids)} {reason}" for reason, ids in row["dropped"].items()) or "0"
         resampled = f" ({row['resampled']} resampled to 16 kHz)" if row["resampled"] else ""
+        recorded = f" (of {row['recorded_hours']:.2f} h recorded)" if "recorded_hours" in row else ""
         clipped = f" ({len(row['clipped'])} cut short by the end of their recording)" if row["clipped"] else ""
         lines.append(
             f"{name:<11}{row['utterances']:>11}{row['hours']:>8.2f}{row['speakers']:>9}{row['words']:>8}"
-            f"{row['distinct_words']:>9}  {dropped}{resampled}{clipped}"
+            f"{row['distinct_words']:>9}  {dropped}{resampled}{recorded}{clipped}"
         )
     return lines
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from w2vbert.config import to_dict
-from w2vbert.data.corpora import LABELLED_SPLITS, SPLITS, CorpusConfig, Utterance, keep_usable
+from w2vbert.data.corpora import LABELLED_SPLITS, SPLITS, UNLABELLED, CorpusConfig, Utterance, keep_usable
 from w2vbert.data.folders import SPLIT_NAMES, Listing, list_folder
 from w2vbert.data.librilight import LongRecording
 from w2vbert.data.segments import CutConfig
@@ -16,7 +16,7 @@ from w2vbert.files import real_path
 from w2vbert.log import logger
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.manifests import find_warnings, summarise, write_report, write_split
-from w2vbert.tasks.prepare_librilight import UNLABELLED, find_shared, write_unlabelled
+from w2vbert.tasks.prepare_librilight import find_shared, write_unlabelled
 
 
 @dataclass(frozen=True)

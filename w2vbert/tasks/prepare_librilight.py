@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert.config import to_dict
-from w2vbert.data.corpora import LABELLED_SPLITS, SAMPLING_RATE_HZ, CorpusConfig, Split, check_subsets, read_split
+from w2vbert.data.corpora import (
+    LABELLED_SPLITS,
+    SAMPLING_RATE_HZ,
+    UNLABELLED,
+    CorpusConfig,
+    Split,
+    check_subsets,
+    read_split,
+)
 from w2vbert.data.librilight import ENERGY, PUBLISHED, WHOLE, LongRecording, cut_recording, list_recordings
 from w2vbert.data.parallel import map_in_processes
 from w2vbert.data.segments import CutConfig
@@ -19,7 +27,6 @@ from w2vbert.tasks.manifests import SHOWN_IDS, find_warnings, join_manifests, su
 FILES_OF_A_PART = 100
 """Recordings that are cut in one part: about 30 h, or half a minute of one core."""
 
-UNLABELLED = "unlabelled"
 BESIDE = ("LibriSpeech", "librispeech_finetuning")
 """Folders of the corpus where subsets are looked for that are not in the corpus itself."""
 
