@@ -23,8 +23,8 @@ from w2vbert.tasks.encoders import load_encoder_weights, read_encoder_config
 from w2vbert.tasks.finetune import FinetuneConfig
 from w2vbert.tasks.pretrain import PretrainConfig
 from w2vbert.training.checkpoint import read_weights
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.schedules import OptimConfig
-from w2vbert.training.trainer import TrainConfig
 
 TRAIN = TrainConfig(max_steps=2, log_every_steps=1, validate_every_steps=2, save_every_steps=2, threads=1)
 PRETRAIN = PretrainConfig(

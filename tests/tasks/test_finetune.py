@@ -24,9 +24,9 @@ from w2vbert.tasks import recognize
 from w2vbert.tasks.finetune import FinetuneConfig, FinetuneTask, TransducerLossConfig, build_transducer
 from w2vbert.tasks.recognize import load_transducer
 from w2vbert.training.checkpoint import read_weights, save_weights, write_model_card
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.metrics import TIMINGS
 from w2vbert.training.optim import OptimConfig
-from w2vbert.training.trainer import TrainConfig
 
 CONFIG = FinetuneConfig(
     encoder=ENCODER,

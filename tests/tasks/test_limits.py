@@ -6,7 +6,7 @@ from w2vbert.tasks.decode import DecodeConfig
 from w2vbert.tasks.finetune import FinetuneConfig
 from w2vbert.tasks.pretrain import PretrainConfig
 from w2vbert.tasks.pseudo_labels import PseudoLabelConfig
-from w2vbert.training.trainer import TrainConfig
+from w2vbert.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("config", [DecodeConfig, FinetuneConfig, PretrainConfig, PseudoLabelConfig])

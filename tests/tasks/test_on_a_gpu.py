@@ -30,9 +30,10 @@ from w2vbert.tasks.finetune import FinetuneConfig, FinetuneTask, TransducerLossC
 from w2vbert.tasks.pretrain import PretrainConfig, PretrainTask
 from w2vbert.tasks.train_lm import DevText, LmTask, LmTrainConfig
 from w2vbert.training import trainer as training
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.distributed import Replica
 from w2vbert.training.optim import OptimConfig
-from w2vbert.training.trainer import TrainConfig, Trainer
+from w2vbert.training.trainer import Trainer
 
 TRAIN = TrainConfig(max_steps=10, average_decay=0.5, accumulate=2, precision="float32", compile="off")
 PIECES = ["<blk>", "\u2581a", "b", "\u2581c", "d", "e", "f", "g", "h", "\u2581i", "j"]

@@ -18,9 +18,9 @@ from w2vbert.models.quantizer import QuantizerConfig
 from w2vbert.models.w2v_bert import W2vBert, W2vBertConfig
 from w2vbert.tasks.pretrain import PretrainConfig
 from w2vbert.training.checkpoint import load_weights, read_weights
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.metrics import TIMINGS
 from w2vbert.training.optim import OptimConfig
-from w2vbert.training.trainer import TrainConfig
 
 CONFIG = PretrainConfig(
     model=W2vBertConfig(ENCODER, QuantizerConfig(codes=8, dim=8), mask_span_frames=3, num_distractors=5),

@@ -19,10 +19,10 @@ from w2vbert.tasks import collapse
 from w2vbert.tasks.finetune import FinetuneConfig
 from w2vbert.tasks.pretrain import PretrainConfig, PretrainTask
 from w2vbert.training.checkpoint import read_weights
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.metrics import TIMINGS
 from w2vbert.training.optim import OptimConfig
 from w2vbert.training.task import StepOutput
-from w2vbert.training.trainer import TrainConfig
 
 CONFIG = PretrainConfig(
     model=W2vBertConfig(ENCODER, QuantizerConfig(codes=8, dim=8), mask_span_frames=3, num_distractors=5),

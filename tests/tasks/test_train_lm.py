@@ -18,9 +18,9 @@ from w2vbert.models.language_model import CausalLmConfig
 from w2vbert.tasks.language_models import load_neural_lm, score_sentences
 from w2vbert.tasks.train_lm import LmTrainConfig
 from w2vbert.training.checkpoint import read_weights
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.metrics import TIMINGS
 from w2vbert.training.optim import OptimConfig
-from w2vbert.training.trainer import TrainConfig
 
 KINDS = pytest.mark.parametrize("kind", ["transformer", "lstm"])
 

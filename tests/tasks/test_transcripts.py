@@ -19,8 +19,8 @@ from w2vbert.models.transducer import Transducer
 from w2vbert.tasks import transcripts
 from w2vbert.tasks.finetune import FinetuneConfig, FinetuneTask, TransducerLossConfig
 from w2vbert.tasks.transcripts import UnusableUtterances, check_spelling, leave_out_crowded
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.optim import OptimConfig, scale_and_clip
-from w2vbert.training.trainer import TrainConfig
 
 Type = Literal["regular", "modified", "constrained"]
 TYPES: tuple[Type, ...] = ("regular", "modified", "constrained")

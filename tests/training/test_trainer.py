@@ -14,9 +14,10 @@ import torch
 from tests.training.toys import CONFIG, Interruption, ToyStream, ToyTask, fit, fit_and_kill, make_trainer
 from w2vbert.errors import UserError
 from w2vbert.training.checkpoint import list_checkpoints, load_weights
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.metrics import TIMINGS, Panel, read_metrics
 from w2vbert.training.optim import OptimConfig
-from w2vbert.training.trainer import TrainConfig, Trainer
+from w2vbert.training.trainer import Trainer
 
 
 def outcome(run: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from w2vbert.training import checkpoint
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.optim import OptimConfig, ParamGroup
 from w2vbert.training.task import StepOutput
-from w2vbert.training.trainer import TrainConfig, Trainer, TrainResult
+from w2vbert.training.trainer import Trainer, TrainResult
 
 INPUTS = 4
 CONFIG = TrainConfig(

@@ -19,9 +19,10 @@ from tests.training.toys import CONFIG, ToyBatch, ToyStream, ToyTask, make_train
 from w2vbert.errors import REQUEUE_EXIT_CODE, Unfinished
 from w2vbert.log import setup_logging
 from w2vbert.training import compilation
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.sharding import whole
 from w2vbert.training.task import StepOutput
-from w2vbert.training.trainer import TrainConfig, Trainer
+from w2vbert.training.trainer import Trainer
 
 
 def start(context: ForkServerContext, size: int, work: Callable[..., None], *arguments: object) -> list[BaseProcess]:

@@ -33,10 +33,11 @@ from w2vbert.tasks.encoders import load_encoder_weights, read_encoder_config, re
 from w2vbert.tasks.recognize import check_features, recognize
 from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
 from w2vbert.tasks.transcripts import UnusableUtterances, check_spelling, leave_out_crowded
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.metrics import Panel, read_metrics
 from w2vbert.training.optim import OptimConfig, ParamGroup, layer_groups
 from w2vbert.training.task import StepOutput
-from w2vbert.training.trainer import TrainConfig, Trainer
+from w2vbert.training.trainer import Trainer
 
 SCRATCH = "scratch"
 LEFT_OUT_FILE = "left_out.json"

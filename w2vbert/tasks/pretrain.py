@@ -25,10 +25,11 @@ from w2vbert.tasks.collapse import CollapseWatch, OnCollapse, find_collapse
 from w2vbert.tasks.encoders import PRETRAINED, load_encoder_weights, read_encoder_config, read_encoder_history
 from w2vbert.tasks.recognize import check_features
 from w2vbert.tasks.runs import check_mel_bins, finish_run, prepare_run
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.metrics import Panel
 from w2vbert.training.optim import OptimConfig, ParamGroup
 from w2vbert.training.task import StepOutput
-from w2vbert.training.trainer import TrainConfig, Trainer
+from w2vbert.training.trainer import Trainer
 
 TRAIN_SPLITS = ("unlabelled", "train")
 PANELS = (

@@ -23,8 +23,9 @@ from w2vbert.machine import local_processes, usable_cores
 from w2vbert.models.encoder import EncoderConfig
 from w2vbert.stages import Step
 from w2vbert.training.checkpoint import write_model_card
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.distributed import World, join_world
-from w2vbert.training.trainer import TrainConfig, TrainResult
+from w2vbert.training.trainer import TrainResult
 
 
 def prepare_run(step: Step, config: TrainConfig, force: bool) -> World:

@@ -19,11 +19,12 @@ from w2vbert.stages import Step, run_step
 from w2vbert.tasks.language_models import NEURAL, copy_tokenizer, score_sentences
 from w2vbert.tasks.ngram_lm import TextSource, read_transcripts
 from w2vbert.tasks.runs import finish_run, prepare_run
+from w2vbert.training.config import TrainConfig
 from w2vbert.training.distributed import join_world
 from w2vbert.training.metrics import Panel
 from w2vbert.training.optim import OptimConfig, ParamGroup
 from w2vbert.training.task import StepOutput
-from w2vbert.training.trainer import TrainConfig, Trainer
+from w2vbert.training.trainer import Trainer
 
 PANELS = (
     Panel("perplexity per piece", ("perplexity_per_piece",), log=True),
