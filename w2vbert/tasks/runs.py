@@ -87,7 +87,8 @@ def _find_commit() -> str | None:
     """Commit of the code that runs; None where it is not in a git repository, or git is not installed."""
     if shutil.which("git") is None:
         return None
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    # safe.directory: a clone that belongs to another user is read as well.
+    command = ["git", "-c", "safe.directory=*", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
