@@ -11,7 +11,7 @@ import torchaudio
 from tests.data.corpus_factory import noise, truncate
 from w2vbert.data import audio
 from w2vbert.data.audio import find_audio, read_audio
-from w2vbert.data.corpora import AUDIO_SUFFIXES
+from w2vbert.data.audio_files import AUDIO_SUFFIXES
 from w2vbert.errors import UserError
 
 RATE_HZ = 16000

@@ -8,14 +8,8 @@ import pytest
 import soundfile
 
 from tests.data.corpus_factory import noise, truncate, write_corpus, write_subset, write_utterance
-from w2vbert.data.corpora import (
-    CorpusConfig,
-    check_audio,
-    check_subsets,
-    read_split,
-    shared_speakers,
-    shared_utterances,
-)
+from w2vbert.data.audio_files import check_audio
+from w2vbert.data.corpora import CorpusConfig, check_subsets, read_split, shared_speakers, shared_utterances
 from w2vbert.errors import UserError
 
 
@@ -136,7 +130,7 @@ def test_a_file_that_may_not_be_read_is_told_from_a_damaged_one(tmp_path: Path) 
     obey = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []  # as root, too
     if obey and subprocess.run([*obey, "true"], check=False, capture_output=True).returncode:
         pytest.skip("root reads all files here")
-    code = "import sys; from pathlib import Path; from w2vbert.data.corpora import check_audio as check\n"
+    code = "import sys; from pathlib import Path; from w2vbert.data.audio_files import check_audio as check\n"
     command = [*obey, sys.executable, "-c", f"{code}print(check(Path(sys.argv[1])).problem)", str(path)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "no permission to read\n"
 

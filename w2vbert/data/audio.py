@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from w2vbert.data.corpora import AUDIO_SUFFIXES, MAX_AMPLITUDE, can_resample, lacks_samples
+from w2vbert.data.audio_files import AUDIO_SUFFIXES, MAX_AMPLITUDE, can_resample, lacks_samples
 from w2vbert.errors import UserError
 from w2vbert.files import list_files
 from w2vbert.log import logger

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from w2vbert.data.corpora import AUDIO_SUFFIXES, Utterance
+from w2vbert.data.audio_files import AUDIO_SUFFIXES
+from w2vbert.data.corpora import Utterance
 from w2vbert.errors import UserError
 from w2vbert.files import list_files
 

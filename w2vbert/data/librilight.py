@@ -15,14 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from w2vbert.data.corpora import (
-    AUDIO_SUFFIXES,
-    SAMPLING_RATE_HZ,
-    AudioCheck,
-    Utterance,
-    check_audio,
-    make_recording,
-)
+from w2vbert.data.audio_files import AUDIO_SUFFIXES, SAMPLING_RATE_HZ, AudioCheck, check_audio
+from w2vbert.data.corpora import Utterance, make_recording
 from w2vbert.data.segments import CutConfig, EnergyMeter, Span, cut_at_silences, find_extent, find_speech
 from w2vbert.errors import UserError
 from w2vbert.files import list_files

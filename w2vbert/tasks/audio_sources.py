@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from w2vbert.data.audio import BLOCK_SECONDS, check_samples, find_audio, read_blocks, resample_blocks
-from w2vbert.data.corpora import AUDIO_SUFFIXES, can_resample
+from w2vbert.data.audio_files import AUDIO_SUFFIXES, can_resample
 from w2vbert.errors import UserError
 
 STANDARD_INPUT = Path("-")

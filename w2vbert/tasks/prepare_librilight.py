@@ -6,15 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from w2vbert.config import to_dict
-from w2vbert.data.corpora import (
-    LABELLED_SPLITS,
-    SAMPLING_RATE_HZ,
-    UNLABELLED,
-    CorpusConfig,
-    Split,
-    check_subsets,
-    read_split,
-)
+from w2vbert.data.audio_files import SAMPLING_RATE_HZ
+from w2vbert.data.corpora import LABELLED_SPLITS, UNLABELLED, CorpusConfig, Split, check_subsets, read_split
 from w2vbert.data.librilight import ENERGY, PUBLISHED, WHOLE, LongRecording, cut_recording, list_recordings
 from w2vbert.data.parallel import map_in_processes
 from w2vbert.data.segments import CutConfig
