@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from w2vbert.data.lhotse_audio import libsndfile
 from w2vbert.errors import UserError
 
 # torch and lhotse take seconds to import: not before a step knows that it has work to do.
@@ -187,23 +188,18 @@ def store_chunk(job: StorageJob, folder: Path) -> list[MonoCut]:
     """
     import torch
     from lhotse import Features, LilcomChunkyWriter
-    from lhotse.audio.backend import LibsndfileBackend, audio_backend
-    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
     from lhotse.utils import fastcopy
 
     torch.set_num_threads(1)  # one utterance at a time, several processes: faster than many threads
     config, stored = job.config, []
-    with (
-        LilcomChunkyWriter(folder / job.file.name, tick_power=TICK_POWER) as writer,
-        audio_backend(LibsndfileBackend()),
-    ):
+    with LilcomChunkyWriter(folder / job.file.name, tick_power=TICK_POWER) as writer:
         for cut in job.cuts:
             if cut.sampling_rate != config.sampling_rate_hz:
                 raise UserError(f"{cut.id} has {cut.sampling_rate} Hz, the config {config.sampling_rate_hz} Hz")
             try:
-                samples = cut.load_audio()
-            except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, TypeError) as error:
-                # Lhotse fails with TypeError on soundfile's own error.
+                with libsndfile():
+                    samples = cut.load_audio()
+            except OSError as error:
                 source = cut.recording.sources[0].source
                 raise UserError(f"{source} cannot be decoded (any more): prepare the corpus again") from error
             features = _extract(samples[0], config)

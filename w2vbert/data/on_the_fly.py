@@ -16,6 +16,7 @@ from torch import Tensor
 from w2vbert.config import load_config
 from w2vbert.data.features import FeatureConfig
 from w2vbert.data.filterbanks import Filterbanks, filterbanks
+from w2vbert.data.lhotse_audio import libsndfile
 from w2vbert.errors import UserError
 
 if TYPE_CHECKING:
@@ -147,13 +148,8 @@ def decode_flac(source: str | bytes, channel: int) -> Tensor:
 def _read_with_lhotse(recording: dict[str, Any], channel: int, begin: int, count: int) -> Tensor:
     """Samples (count,) of a recording that Lhotse changes, or fetches, as it reads."""
     from lhotse import Recording
-    from lhotse.audio.backend import LibsndfileBackend, audio_backend
-    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 
     rate = recording["sampling_rate"]
-    try:
-        with audio_backend(LibsndfileBackend()):
-            samples = Recording.from_dict(recording).load_audio(channels=channel, offset=begin / rate)
-    except (AudioLoadingError, DurationMismatchError) as error:
-        raise OSError(" ".join(str(error).split())) from error
+    with libsndfile():
+        samples = Recording.from_dict(recording).load_audio(channels=channel, offset=begin / rate)
     return torch.from_numpy(samples[0, :count])

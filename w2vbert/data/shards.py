@@ -25,6 +25,7 @@ from w2vbert.data.batches import FRAMES_PER_SECOND
 from w2vbert.data.buckets import FixedPlan, find_buckets
 from w2vbert.data.features import FeatureConfig
 from w2vbert.data.joining import Integers
+from w2vbert.data.lhotse_audio import libsndfile
 from w2vbert.data.on_the_fly import describe_features
 from w2vbert.errors import UserError
 from w2vbert.log import logger
@@ -141,8 +142,6 @@ def _flac_of(cut: "MonoCut") -> bytes:
         UserError: its audio cannot be read.
     """
     import soundfile
-    from lhotse.audio.backend import LibsndfileBackend, audio_backend
-    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
 
     recording = cut.recording
     source = recording.sources[0]
@@ -150,10 +149,9 @@ def _flac_of(cut: "MonoCut") -> bytes:
     try:
         if whole and source.type == "file" and source.source.endswith(".flac") and not recording.transforms:
             return Path(source.source).read_bytes()
-        with audio_backend(LibsndfileBackend()):
+        with libsndfile():
             samples = cut.load_audio()[0]
-    except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, TypeError) as error:
-        # Lhotse fails with TypeError on soundfile's own error.
+    except OSError as error:
         raise UserError(f"{source.source} cannot be read (any more): prepare the corpus again") from error
     stream = io.BytesIO()
     integers = np.round(samples * 32768.0).clip(-32768, 32767).astype(np.int16)  # exact for 16-bit recordings

@@ -4,10 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from w2vbert.data.tokenizer import SPACE
 from w2vbert.decoding.hypothesis import Hypothesis
-
-SPACE = "\u2581"
-"""Stands before a piece that begins a word."""
 
 
 @dataclass(frozen=True)

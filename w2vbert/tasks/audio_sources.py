@@ -17,6 +17,7 @@ from torch import Tensor
 
 from w2vbert.data.audio import BLOCK_SECONDS, check_samples, find_audio, read_blocks, resample_blocks
 from w2vbert.data.audio_files import AUDIO_SUFFIXES, can_resample
+from w2vbert.data.lhotse_audio import libsndfile
 from w2vbert.errors import UserError
 
 STANDARD_INPUT = Path("-")
@@ -197,9 +198,6 @@ def _read_cut(cut: Any, rate_hz: int, channel: int | None) -> Iterator[Tensor]:
 
 def _load_windows(cut: Any, channel: int | None) -> Iterator[Tensor]:
     """Blocks (n,) of a cut at its own rate."""
-    from lhotse.audio.backend import LibsndfileBackend, audio_backend
-    from lhotse.audio.utils import AudioLoadingError, DurationMismatchError
-
     for part in [track.cut for track in getattr(cut, "tracks", ())] or [cut]:
         for source in part.recording.sources if part.has_recording else ():  # padding has none
             if source.type == "file" and not Path(source.source).is_file():
@@ -211,10 +209,10 @@ def _load_windows(cut: Any, channel: int | None) -> Iterator[Tensor]:
         if seconds < cut.duration:
             window = cut.truncate(offset=begin, duration=seconds, preserve_id=True)
         try:
-            with audio_backend(LibsndfileBackend()):  # ffmpeg, where it is, returns wrong samples without a word
+            with libsndfile():
                 samples = torch.from_numpy(window.load_audio())  # (channels, n)
-        except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{cut.id} cannot be read: {' '.join(str(error).split())}") from error
+        except OSError as error:
+            raise UserError(f"{cut.id} cannot be read: {error}") from error
         if channel is not None and channel >= len(samples):
             raise UserError(f"{cut.id} has no channel {channel}: it has {len(samples)}, counted from 0")
         yield check_samples(samples.mean(0) if channel is None else samples[channel], cut.id)

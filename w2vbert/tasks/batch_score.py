@@ -23,6 +23,7 @@ from w2vbert.tasks.decode import DecodeConfig
 from w2vbert.tasks.fusion import LanguageModels
 from w2vbert.tasks.merge import check_once, read_part, write_lines
 from w2vbert.tasks.parts import LocalQueue, Queue, Work, run_parts
+from w2vbert.tasks.results import write_result
 from w2vbert.tasks.shards import Shard, shard_of, shard_path
 from w2vbert.tasks.slurm import Resources, SlurmQueue
 from w2vbert.tasks.text_files import read_lines
@@ -118,14 +119,7 @@ def batch_score(
         save_config(config, target / "config.yaml")
         shutil.copytree(folder / "log", target / "log")
         name = manifest.name.removesuffix(".gz").removesuffix(".jsonl").removeprefix("cuts_")
-        scores = _score(target, name, utterances, lines, config)
-        summary = {
-            "model": str(model),
-            "lm": "+".join(map(str, lms.folders)) or None,
-            "splits": scores,
-            "history": history,
-        }
-        write_json(target / "wer.json", summary)
+        write_result(target, model, lms, _score(target, name, utterances, lines, config), history)
 
     run_step(step, work, force=True)
     os.close(hold)

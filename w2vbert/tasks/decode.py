@@ -15,11 +15,12 @@ from w2vbert.decoding.config import SearchConfig
 from w2vbert.decoding.scoring import score_pairs, write_scores
 from w2vbert.decoding.words import find_words
 from w2vbert.errors import UserError
-from w2vbert.files import atomic_file, write_json
+from w2vbert.files import atomic_file
 from w2vbert.log import logger, progress
 from w2vbert.stages import Step, run_step
 from w2vbert.tasks.fusion import FusionConfig, LanguageModels, load_scorers
 from w2vbert.tasks.recognize import Recognition, check_features, encoder_frame_seconds, load_transducer, recognize
+from w2vbert.tasks.results import write_result
 from w2vbert.tasks.transcript_formats import Candidate, describe_nbest, describe_words
 from w2vbert.training.checkpoint import read_model_card
 
@@ -81,14 +82,7 @@ def decode_splits(
             found = [r for batch in recognize(transducer, tokenizer, batches, config.search, scorers) for r in batch]
             results[split] = _score_split(folder, split, dataset, found, config.search.method)
             _write_hyps(folder / f"hyps-{split}.jsonl", dataset, found, tokenizer, encoder_frame_seconds(transducer))
-        history = read_model_card(model, "transducer")["history"]
-        summary = {
-            "model": str(model),
-            "lm": "+".join(map(str, lms.folders)) or None,
-            "splits": results,
-            "history": history,
-        }
-        write_json(folder / "wer.json", summary)
+        write_result(folder, model, lms, results, read_model_card(model, "transducer")["history"])
 
     run_step(step, work, force)
 

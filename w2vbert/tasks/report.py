@@ -9,6 +9,7 @@ from typing import Any
 from w2vbert.errors import UserError
 from w2vbert.files import atomic_file, check_writable, read_json
 from w2vbert.tasks.curve import draw_wer_curve
+from w2vbert.tasks.results import read_result
 
 Row = tuple[str, Path]
 
@@ -35,7 +36,7 @@ def write_report(out: Path, rows: Sequence[Row], curve: Path | None = None) -> N
     for target in (out, curve):
         if target is not None:
             check_writable(target)
-    results = [(name, _read_result(folder)) for name, folder in rows]
+    results = [(name, read_result(folder)) for name, folder in rows]
     splits = list(results[0][1]["splits"])
     sizes = _sizes(results[0][1])
     for name, result in results:
@@ -48,16 +49,6 @@ def write_report(out: Path, rows: Sequence[Row], curve: Path | None = None) -> N
     if curve is not None:
         draw_wer_curve([result for _, result in results], curve)
     print(text, end="")
-
-
-def _read_result(folder: Path) -> dict[str, Any]:
-    if not (folder / "wer.json").is_file():
-        raise UserError(f"{folder} holds no wer.json: give a folder that `w2vbert decode --data ... --out` wrote")
-    result = read_json(folder / "wer.json")
-    parts = [result.get(key) for key in ("splits", "history")] if isinstance(result, dict) else [None]
-    if not all(isinstance(part, dict) and all(isinstance(x, dict) for x in part.values()) for part in parts):
-        raise UserError(f"{folder / 'wer.json'} was not written by `w2vbert decode`")
-    return result
 
 
 def _sizes(result: dict[str, Any]) -> dict[str, int]:
