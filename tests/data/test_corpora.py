@@ -45,7 +45,10 @@ def test_unlabelled_speech_alone_loses_the_silence_at_its_ends(tmp_path: Path) -
         write_utterance(tmp_path / subset, "1-1-0000", "WORD", samples)
         write_utterance(tmp_path / subset, "1-1-0001", "WORD", np.repeat(samples, 3), 48_000)
     config = config_of(tmp_path, train="a", unlabelled="b")
-    whole, trimmed = (list(read_split(config, split, jobs=1).cuts()) for split in ("train", "unlabelled"))
+    write_utterance(tmp_path / "b", "1-1-0002", None, np.zeros(16_000, dtype=np.float32))
+    splits = {split: read_split(config, split, jobs=1) for split in ("train", "unlabelled")}
+    assert splits["unlabelled"].dropped == {"digital silence": ["1-1-0002"]}
+    whole, trimmed = (list(split.cuts()) for split in splits.values())
     assert [(cut.start, cut.duration) for cut in whole] == [(0.0, 4.5)] * 2
     for before, after in zip(whole, trimmed, strict=True):
         assert after.id == before.id and after.start == pytest.approx(1.85) and after.end == pytest.approx(3.15)

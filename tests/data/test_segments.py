@@ -31,6 +31,17 @@ def test_energies_do_not_depend_on_the_blocks() -> None:
     np.testing.assert_allclose(energies_of(samples, 777), energies_of(samples, 32_000))
 
 
+@pytest.mark.parametrize("rate_hz", [1030, 8000, 11_025, 44_100])
+def test_frames_keep_time_at_any_rate(rate_hz: int) -> None:
+    samples = np.zeros(100 * rate_hz, dtype=np.float32)
+    samples[90 * rate_hz : 95 * rate_hz] = 0.1
+    meter = EnergyMeter()
+    for start in range(0, len(samples), 777):
+        meter.add(samples[start : start + 777], rate_hz)
+    np.testing.assert_allclose(find_speech(meter.energies()), [(90.0, 95.0)], atol=2 * FRAME_SECONDS)
+    assert len(meter.energies()) == 5000
+
+
 def test_speech_is_found_by_energy() -> None:
     speech = find_speech(
         energies_of(signal((0.001, 1.0), (0.1, 3.0), (0.001, 0.1), (0.1, 1.0), (0.001, 2.0), (0.1, 1.0)))
@@ -40,11 +51,25 @@ def test_speech_is_found_by_energy() -> None:
     assert find_speech(np.empty(0)) == []
 
 
+def test_rare_speech_is_found_too_but_not_the_peaks_of_what_has_one_level() -> None:
+    word = find_speech(energies_of(signal((0.001, 9.0), (0.1, 0.4), (0.001, 11.0))))
+    np.testing.assert_allclose(word, [(9.0, 9.4)], atol=FRAME_SECONDS)
+    assert find_speech(energies_of(signal((0.1, 9.0), (0.3, 0.4), (0.1, 11.0)))) == [(0.0, pytest.approx(20.4))]
+    click = energies_of(signal((0.001, 9.0), (1.0, 0.01), (0.001, 11.0)))
+    assert find_speech(click) == [(0.0, pytest.approx(20.0, abs=0.02))]
+
+
+def test_zeros_are_no_pause_that_speech_is_measured_against() -> None:
+    speech = find_speech(energies_of(signal((0.001, 2.0), (0.1, 2.0), (0.0, 1.0), (0.1, 1.0), (0.001, 2.0))))
+    np.testing.assert_allclose(speech, [(2.0, 4.0), (5.0, 6.0)], atol=FRAME_SECONDS)
+    assert find_speech(energies_of(signal((0.0, 1.0), (0.1, 2.0), (0.0, 1.0)))) == [(1.0, 3.0)]
+
+
 def test_silence_at_the_ends_is_no_part_of_the_extent() -> None:
     samples = signal((0.001, 2.0), (0.1, 1.0), (0.001, 3.0), (0.1, 1.0), (0.001, 0.1))
     np.testing.assert_allclose(find_extent(energies_of(samples), 7.1), (1.85, 7.1), atol=FRAME_SECONDS)
     assert find_extent(energies_of(signal((0.1, 2.0))), 2.0) == (0.0, 2.0)
-    assert find_extent(energies_of(signal((0.0, 2.0))), 2.0) == (0.0, 2.0)  # nothing tells where speech is
+    assert find_extent(energies_of(signal((0.0, 2.0))), 2.0) is None
     assert find_extent(np.empty(0), 0.01) is None
 
 

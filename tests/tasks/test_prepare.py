@@ -1,5 +1,7 @@
+import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,6 +157,18 @@ def test_missing_inputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no corpus folder"):
         prepare.prepare_corpus(tmp_path / "nowhere", tmp_path / "out", NAMES)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: gzip.compress(b'{"id": "half a li')])
+def test_a_damaged_manifest_is_named(corpus: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    prepare.prepare_corpus(corpus, tmp_path / "manifests", {"train": ["a-train"]})
+    manifest = tmp_path / "manifests" / "cuts_train.jsonl.gz"
+    manifest.write_bytes(damage(manifest.read_bytes()))
+    with pytest.raises(UserError, match=r"cuts_train.jsonl.gz is damaged \(.*make it anew"):
+        prepare.extract_features(tmp_path / "manifests", tmp_path / "fbank", ExtractionConfig())
+    with pytest.raises(UserError, match=r"cuts_train.jsonl.gz is damaged"):
+        prepare.train_tokenizer(tmp_path / "manifests", tmp_path / "tokenizer", TokenizerConfig(vocab_size=20))
+    assert not (tmp_path / "fbank").exists() and not (tmp_path / "tokenizer").exists()
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_work(

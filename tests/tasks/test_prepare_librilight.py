@@ -54,7 +54,7 @@ def test_long_recordings_become_pieces_between_their_pauses(corpus: Path, tmp_pa
     assert all(cut.duration <= 4.0 for cut in cuts) and len({cut.id for cut in cuts}) == len(cuts)
     assert all(a.end <= b.start for a, b in pairwise(cuts) if a.recording_id == b.recording_id)
     row = report_of(tmp_path / "out")["splits"]["unlabelled"]
-    assert row["cut_by"] == {"published segments": 3, "energy": 0, "not cut": 0} and row["recordings"] == 3
+    assert row["cut_by"] == {"published segments": 3, "energy": 0, "in one piece": 0} and row["recordings"] == 3
     assert sum(cut.duration for cut in cuts) / 3600 == pytest.approx(row["hours"], abs=1e-4)
     assert not (tmp_path / "out.parts").exists()
 
@@ -77,7 +77,11 @@ def test_without_published_segments_energy_tells(corpus: Path, tmp_path: Path) -
     jsons[1].write_text("{broken")
     jsons[2].write_text('{"speaker": "99"}')
     prepare_librilight(corpus, energy, {"unlabelled": ["small"]}, CUT)
-    assert report_of(energy)["splits"]["unlabelled"]["cut_by"] == {"published segments": 0, "energy": 3, "not cut": 0}
+    assert report_of(energy)["splits"]["unlabelled"]["cut_by"] == {
+        "published segments": 0,
+        "energy": 3,
+        "in one piece": 0,
+    }
     cuts = {cut.id: cut for cut in load(published, "cuts_unlabelled")}
     others = load(energy, "cuts_unlabelled")
     assert cuts.keys() == {cut.id for cut in others}

@@ -66,9 +66,8 @@ def check_extent(path: Path) -> AudioCheck:
     """Decode a whole file, and find where in it the first speech begins and the last ends."""
     meter = EnergyMeter()
     check = check_audio(path, meter.add)
-    if check.problem is not None:
-        return check
-    return replace(check, extent=find_extent(meter.energies(), check.samples / check.sampling_rate_hz))
+    extent = find_extent(meter.energies(), check.samples / check.sampling_rate_hz) if check.problem is None else None
+    return replace(check, extent=extent, problem=check.problem or (None if extent else "digital silence"))
 
 
 def lacks_samples(file: soundfile.SoundFile) -> bool:

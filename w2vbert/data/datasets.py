@@ -17,6 +17,7 @@ from torch import Tensor
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch, collate
 from w2vbert.data.cut_index import Column, open_index
 from w2vbert.data.features import normalize
+from w2vbert.data.manifest_files import read_cuts
 from w2vbert.data.on_the_fly import compute_frames, is_computed
 from w2vbert.data.shards import ShardReader
 from w2vbert.errors import UserError
@@ -264,19 +265,14 @@ def read_frames(cut: Any, start: int, frames: int) -> Tensor:
     return features
 
 
-def read_cuts(manifest: Path) -> list[Any]:
+def cuts_with_features(manifest: Path) -> list[Any]:
     """All cuts of a manifest.
 
     Raises:
         UserError: the manifest is missing, damaged, or has no features.
     """
-    from lhotse import CutSet
-
     check_manifest(manifest)
-    try:
-        cuts = list(CutSet.from_jsonl_lazy(manifest))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{manifest} is damaged ({error})") from error
+    cuts = list(read_cuts(manifest))
     for cut in cuts:
         if not cut.has_features:
             raise UserError(f"{manifest} holds {cut.id} without features: make the features again")

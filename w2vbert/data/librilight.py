@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = "published segments"
 ENERGY = "energy"
-WHOLE = "not cut"
+WHOLE = "in one piece"
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ def cut_recording(source: LongRecording, config: CutConfig) -> CutRecording:
     pieces: tuple[Span, ...] = ()
     seconds = check.samples / check.sampling_rate_hz
     if not speech and seconds <= config.max_seconds:
-        found_by, (start, end) = WHOLE, find_extent(energies, seconds) or (0.0, seconds)
-        if end - start >= config.min_seconds:
-            pieces = ((start, end),)
+        found_by, extent = WHOLE, find_extent(energies, seconds)
+        if extent is not None and seconds >= config.min_seconds:
+            pieces = (extent,)
     else:
         found_by = PUBLISHED if speech else ENERGY
         pieces = tuple(cut_at_silences(speech or find_speech(energies), seconds, energies, config))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from w2vbert.data.audio import find_audio, read_audio
-from w2vbert.data.datasets import MIN_FRAMES, Change, read_cuts, read_frames
+from w2vbert.data.datasets import MIN_FRAMES, Change, cuts_with_features, read_frames
 from w2vbert.errors import UserError
 from w2vbert.log import logger
 
@@ -70,7 +70,7 @@ class NoiseMixer:
         if not manifest.is_file():
             raise UserError(f"{manifest} does not exist: noise.prob needs `w2vbert features` with --set noise=FOLDER")
         self.config = config
-        self._cuts = [cut for cut in read_cuts(manifest) if cut.num_frames >= MIN_FRAMES]
+        self._cuts = [cut for cut in cuts_with_features(manifest) if cut.num_frames >= MIN_FRAMES]
         if not self._cuts:
             raise UserError(f"{manifest}: no noise is longer than 0.1 s")
 

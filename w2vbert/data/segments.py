@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FRAME_SECONDS = 0.02
+FRAMES_PER_SECOND = 50
+FRAME_SECONDS = 1 / FRAMES_PER_SECOND
 SILENT_SECONDS = 0.3  # shorter pauses are inside of words and phrases
 QUIET_FLOOR = 1e-10  # mean square that counts as digital silence
+TWO_LEVELS_DB = 10.0  # between the level of the pauses and that of the speech; with less there is but one
+RARE_FRAMES = 10  # of speech that takes up less than a twentieth of its recording, at least
+RARE_DB = 15.0  # how far these stand out
 
 Span = tuple[float, float]
 """Start and end, in seconds."""
@@ -39,16 +43,20 @@ class EnergyMeter:
 
     def __init__(self) -> None:
         self._rest = np.empty(0, dtype=np.float32)
+        self._count = 0  # frames so far
         self._frames: list[NDArray[np.float64]] = []
 
     def add(self, block: NDArray[np.float32], rate_hz: int) -> None:
         """Takes the next samples (N,)."""
-        size = max(round(FRAME_SECONDS * rate_hz), 1)
         samples = np.concatenate((self._rest, block))
-        whole = len(samples) // size * size
-        frames = samples[:whole].reshape(-1, size)  # (T, samples of a frame)
-        self._frames.append(np.square(frames, dtype=np.float64).mean(axis=1))
-        self._rest = samples[whole:]
+        begin = self._count * rate_hz // FRAMES_PER_SECOND
+        last = (begin + len(samples)) * FRAMES_PER_SECOND // rate_hz
+        # A frame of 11 025 Hz has 220 samples or 221.
+        edges = np.arange(self._count, last + 1) * rate_hz // FRAMES_PER_SECOND - begin
+        if last > self._count:
+            squares = np.square(samples[: edges[-1]], dtype=np.float64)
+            self._frames.append(np.add.reduceat(squares, edges[:-1]) / np.diff(edges))
+        self._count, self._rest = last, samples[edges[-1] :]
 
     def energies(self) -> NDArray[np.float64]:
         """Mean squares (T,) of all whole frames so far."""
@@ -58,18 +66,22 @@ class EnergyMeter:
 def find_speech(energies: NDArray[np.float64]) -> list[Span]:
     """Spans of speech by energy: frames above a threshold between the level of the pauses and that of the speech.
 
-    Pauses under `SILENT_SECONDS` belong to the speech around them. A recording without two levels is speech as a whole.
+    Pauses under `SILENT_SECONDS` belong to the speech around them. A recording without two levels is speech as a whole,
+    but for digital silence, which never is.
 
     Args:
         energies: mean squares (T,) of frames of `FRAME_SECONDS`.
     """
-    if not len(energies):
+    active = energies > QUIET_FLOOR
+    if not active.any():
         return []
     levels = 10.0 * np.log10(np.maximum(energies, QUIET_FLOOR))
-    quiet, loud = np.percentile(levels, (5, 95))
-    if loud - quiet < 10.0:
-        return [(0.0, len(energies) * FRAME_SECONDS)]
-    active = levels > quiet + 0.4 * (loud - quiet)
+    quiet, loud = np.percentile(levels[active], (5, 95))
+    loudest = np.sort(levels)[-RARE_FRAMES:][0]
+    if loudest - loud > RARE_DB:  # so little speech that the 95th percentile is a pause
+        loud = loudest
+    if loud - quiet >= TWO_LEVELS_DB:
+        active &= levels > quiet + 0.4 * (loud - quiet)
     edges = np.flatnonzero(np.diff(np.concatenate(([0], active.astype(np.int8), [0]))))
     return _join_near(
         ((start * FRAME_SECONDS, end * FRAME_SECONDS) for start, end in edges.reshape(-1, 2).tolist()), SILENT_SECONDS
@@ -77,7 +89,7 @@ def find_speech(energies: NDArray[np.float64]) -> list[Span]:
 
 
 def find_extent(energies: NDArray[np.float64], seconds: float) -> Span | None:
-    """From the first speech to the last, with a little of the silence around it; None where there is no whole frame.
+    """From the first speech to the last, with a little of the silence around it; None where there is none.
 
     Args:
         energies: mean squares (T,) of frames of `FRAME_SECONDS`.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from w2vbert.config import save_config, to_dict
 from w2vbert.data.corpora import SPLITS, CorpusConfig, check_subsets, read_split
 from w2vbert.data.features import FEATURES_FILE, ExtractionConfig, add_speeds
+from w2vbert.data.manifest_files import read_cuts
 from w2vbert.data.synthesis import SPLITS as SYNTH_SPLITS
 from w2vbert.data.synthesis import SynthConfig, write_corpus
 from w2vbert.data.tokenizer import Tokenizer, TokenizerConfig
@@ -131,11 +132,7 @@ def _cuts_to_store(manifests: Path, splits: Sequence[str], config: ExtractionCon
 
 def _read_cuts(manifest: Path, speeds: Sequence[float]) -> "Iterator[MonoCut]":
     """Cuts of a manifest, one after the other; those of the train split at all speeds."""
-    from lhotse import CutSet
-
-    return add_speeds(
-        CutSet.from_jsonl_lazy(manifest), speeds if manifest == cuts_file(manifest.parent, "train") else ()
-    )
+    return add_speeds(read_cuts(manifest), speeds if manifest == cuts_file(manifest.parent, "train") else ())
 
 
 def _write_described(cuts: "Iterable[MonoCut]", config: ExtractionConfig, config_file: Path, manifest: Path) -> None:
@@ -161,9 +158,7 @@ def train_tokenizer(manifests: Path, out: Path, config: TokenizerConfig, force: 
     step = Step("tokenizer", out, config, {"manifests": manifests})
 
     def work(folder: Path) -> None:
-        from lhotse import load_manifest
-
-        texts = [s.text for cut in load_manifest(source) for s in cut.supervisions if s.text]
+        texts = [s.text for cut in read_cuts(source) for s in cut.supervisions if s.text]
         tokenizer = Tokenizer.train(texts, config)
         tokenizer.save(folder)
         pieces = sum(len(tokenizer.encode(text)) for text in texts)

@@ -211,7 +211,7 @@ def _summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for reason, ids in report["dropped"].items():
             dropped.setdefault(reason, []).extend(ids)
     logger.info(
-        "%s: %d recordings of %.2f h, %d cut by published segments, %d by energy, %d not cut; %d pieces of %.2f h",
+        "%s: %d recordings of %.2f h, %d cut by published segments, %d by energy, %d in one piece; %d pieces of %.2f h",
         UNLABELLED,
         totals["recordings"],
         totals["recorded_seconds"] / 3600,

@@ -11,6 +11,7 @@ from typing import Any
 from w2vbert.config import load_config, save_config
 from w2vbert.data.batches import FRAMES_PER_SECOND
 from w2vbert.data.datasets import SpeechDataset, check_manifest
+from w2vbert.data.manifest_files import read_cuts
 from w2vbert.decoding.scoring import WerResult, score_pairs
 from w2vbert.decoding.search import SearchConfig
 from w2vbert.errors import Unfinished, UserError
@@ -359,7 +360,7 @@ def _write_cuts(target: Path, source: Path, labels: Mapping[str, Label]) -> None
     from lhotse import CutSet, SupervisionSegment
 
     labelled = []
-    for cut in CutSet.from_jsonl_lazy(source):
+    for cut in read_cuts(source):
         if cut.id in labels:
             bare = SupervisionSegment(cut.id, cut.recording_id, start=0.0, duration=cut.duration)
             supervision = replace(cut.supervisions[0] if cut.supervisions else bare, text=labels[cut.id].text)
