@@ -114,11 +114,11 @@ def test_a_manifest_of_cuts(decode: Callable[..., dict[str, Any]], prepared: Pre
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [
+    [  # mtime: the ids of the tests hold the bytes, and must be the same in all processes that collect them
         ("a.jsonl.gz", b"not gzip"),
-        ("a.jsonl.gz", gzip.compress(b'{"id": "x"}\n')),
-        ("a.jsonl.gz", gzip.compress(b"{}{")),
-        ("a.jsonl.gz", gzip.compress(b'{"id": "x"}\n' * 99)[:-12]),
+        ("a.jsonl.gz", gzip.compress(b'{"id": "x"}\n', mtime=0)),
+        ("a.jsonl.gz", gzip.compress(b"{}{", mtime=0)),
+        ("a.jsonl.gz", gzip.compress(b'{"id": "x"}\n' * 99, mtime=0)[:-12]),
         ("a.jsonl", b'{"id": "x", "text": "RESULT"}\n'),
         ("a.jsonl", b"[1]\n"),
         ("a.jsonl", b""),
