@@ -50,7 +50,7 @@ class EnergyMeter:
         """Takes the next samples (N,)."""
         samples = np.concatenate((self._rest, block))
         begin = self._count * rate_hz // FRAMES_PER_SECOND
-        last = (begin + len(samples)) * FRAMES_PER_SECOND // rate_hz
+        last = max((begin + len(samples)) * FRAMES_PER_SECOND // rate_hz, self._count)
         # A frame of 11 025 Hz has 220 samples or 221.
         edges = np.arange(self._count, last + 1) * rate_hz // FRAMES_PER_SECOND - begin
         if last > self._count:
