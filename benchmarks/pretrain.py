@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.encoders import Encoder, Shape, contestants
@@ -17,7 +18,9 @@ from benchmarks.steps import gpu_rows, step_row
 from benchmarks.textbook import gathered_contrastive_loss, one_hot_look_up
 from benchmarks.timing import Row, alternate, kept_bytes, median_ratio, milliseconds, pin_to_one_thread
 from w2vbert.models.quantizer import straight_through_look_up
+from w2vbert.ops.attention import attention
 from w2vbert.ops.contrastive import contrastive_loss, draw_distractors
+from w2vbert.ops.dropout import dropout
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Size:
 
 QUICK = Size(rounds=1, frames=30, encoder=Shape(2, 32, 4), wide=Shape(2, 64, 4))
 BATCH, GROUPS, CODES, DISTRACTORS = 4, 2, 320, 100  # 640 codes in 2 groups
+DROPOUT = 0.1
 
 
 def check_equal(ours: list[Tensor], textbook: list[Tensor]) -> None:
@@ -119,6 +123,37 @@ def encoder_rows(dtype: torch.dtype, size: Size) -> Iterator[Row]:
         )
 
 
+def dropout_rows(size: Size) -> Iterator[Row]:
+    """Dropout, and attention with it, times faster than torch's; forward and backward."""
+    x, grad = torch.randn(2, BATCH, size.frames, 4 * size.encoder.dim)
+    forms = {"ours": partial(dropout, training=True), "torch": F.dropout}
+    runs = {name: partial(drop, form, x, grad) for name, form in forms.items()}
+    seconds = alternate(runs, size.rounds)
+    yield Row("dropout/layer", median_ratio(seconds, "torch", "ours"), 1.0, True, milliseconds(seconds))
+    q, grad = torch.randn(2, BATCH, size.encoder.heads, size.frames, size.encoder.dim // size.encoder.heads)
+    attentions = {
+        "ours": lambda q, k, v: attention(q, k, v, None, DROPOUT),
+        "torch": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=DROPOUT),
+    }
+    for dtype in (torch.float32, torch.bfloat16):
+        name = f"dropout/attention-{str(dtype).removeprefix('torch.')}"
+        runs = {form: partial(attend, run, q.to(dtype), grad.to(dtype)) for form, run in attentions.items()}
+        seconds = alternate(runs, size.rounds)
+        yield Row(name, median_ratio(seconds, "torch", "ours"), 1.0, True, milliseconds(seconds))
+
+
+def drop(form: Callable[..., Tensor], x: Tensor, grad: Tensor) -> None:
+    """Forward and backward through dropout."""
+    x = x.clone().requires_grad_()
+    form(x, DROPOUT).backward(grad)
+
+
+def attend(form: Callable[..., Tensor], q: Tensor, grad: Tensor) -> None:
+    """Forward and backward through attention with dropout, without padding."""
+    inputs = [q.clone().requires_grad_() for _ in range(3)]
+    form(*inputs).backward(grad)
+
+
 def kept_rows(size: Size) -> Iterator[Row]:
     """Float32 numbers kept for backward, a frame and block, in units of D."""
     x = torch.randn(BATCH, size.frames, size.encoder.dim).requires_grad_()
@@ -144,6 +179,7 @@ ROWS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "contrastive": contrastive_rows,
     "encoder-float32": partial(encoder_rows, torch.float32),
     "encoder-bfloat16": partial(encoder_rows, torch.bfloat16),
+    "dropout": dropout_rows,
     "kept": kept_rows,
     "step": step_rows,
     "gpu-xl": lambda size: gpu_rows(size.rounds),

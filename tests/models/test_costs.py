@@ -36,6 +36,11 @@ FRAMES = 800
 LENGTHS = torch.tensor([FRAMES, FRAMES])
 
 
+@pytest.fixture(autouse=True)
+def products_that_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("w2vbert.ops.products.AMD_WITH_ONEDNN", False)
+
+
 @pytest.mark.parametrize("config", [ENCODER, STACKING], ids=["convolution", "stack"])
 def test_operations_of_the_encoder_are_what_torch_counts(config: EncoderConfig) -> None:
     model = SpeechEncoder(config).train()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from w2vbert.ops.attention import attention
 from w2vbert.ops.recompute import norm_linear
 
 Positions = Literal["none", "rotary", "rotary_input", "relative_key"]
@@ -70,7 +71,7 @@ class SelfAttention(nn.Module):
             scores = by_distance(scores, self.left_frames)  # (B, H, T, T)
             bias = scores if bias is None else scores.masked_fill(~bias, -torch.inf)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        y = attention(q, k, v, bias, dropout)
         return self.out(y.transpose(1, 2).reshape(batch, frames, dim))  # (B, T, D)
 
     def _project(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor, Tensor]:

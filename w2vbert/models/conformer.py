@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from w2vbert.models.attention import Positions, SelfAttention, normalised
+from w2vbert.ops.dropout import dropout
 from w2vbert.ops.recompute import batch_norm_swish_linear, glu_convolution, swish_linear
 
 
@@ -150,12 +151,15 @@ class ConformerBlock(nn.Module):
         self.norm_ff2 = nn.LayerNorm(config.dim)
         self.ff2 = FeedForward(config)
         self.norm_out = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout_prob)
+        self.dropout_prob = config.dropout_prob
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` (B, T, D), `mask` bool (B, T), True on real frames, or None without padding -> (B, T, D)."""
-        x = torch.add(x, self.dropout(self.ff1(x, self.norm_ff1)), alpha=0.5)
-        x = x + self.dropout(self.attention(x, self.norm_attention, mask))
-        x = x + self.dropout(self.convolution(x, self.norm_convolution, mask))
-        x = torch.add(x, self.dropout(self.ff2(x, self.norm_ff2)), alpha=0.5)
+        x = torch.add(x, self._dropout(self.ff1(x, self.norm_ff1)), alpha=0.5)
+        x = x + self._dropout(self.attention(x, self.norm_attention, mask))
+        x = x + self._dropout(self.convolution(x, self.norm_convolution, mask))
+        x = torch.add(x, self._dropout(self.ff2(x, self.norm_ff2)), alpha=0.5)
         return self.norm_out(x).to(x.dtype)  # autocast makes it float32 on CUDA, and not on a CPU
+
+    def _dropout(self, x: Tensor) -> Tensor:
+        return dropout(x, self.dropout_prob, self.training)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from w2vbert.models.conformer import ConformerBlock, ConformerConfig
 from w2vbert.models.subsampling import SubsamplingConfig, make_feature_encoder
+from w2vbert.ops.dropout import dropout
 from w2vbert.ops.lengths import padding_mask, send
 
 
@@ -59,7 +60,7 @@ class SpeechEncoder(nn.Module):
         self.config = config
         self.feature_encoder = make_feature_encoder(config.subsampling)
         self.input_linear = nn.Linear(config.subsampling.output_dim, config.block.dim)
-        self.dropout = nn.Dropout(config.block.dropout_prob)
+        self.dropout_prob = config.block.dropout_prob
         self.contrastive_blocks = nn.ModuleList(ConformerBlock(config.block) for _ in range(config.contrastive_blocks))
         self.masked_blocks = nn.ModuleList(ConformerBlock(config.block) for _ in range(config.masked_blocks))
 
@@ -80,7 +81,7 @@ class SpeechEncoder(nn.Module):
         """Runs the blocks on `masked` (B, T/4, C), which is `encoded` with its masked frames replaced."""
         mask = padding_mask(lengths, encoded.shape[1])
         mask = None if mask is None else send(mask, encoded.device)
-        x = self.dropout(self.input_linear(masked))
+        x = dropout(self.input_linear(masked), self.dropout_prob, self.training)
         for block in self.contrastive_blocks:
             x = block(x, mask)
         context = x

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from w2vbert.ops.dropout import keep_mask
+from w2vbert.ops.products import product
+
 
 def norm_linear(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight: Tensor, bias: Tensor | None
@@ -88,14 +91,14 @@ def _beside(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x.to(weight.dtype), weight, bias)
+    return product(x.to(weight.dtype), weight, bias)
 
 
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the input, the weight and the bias; `grad` (..., E), and `x` (..., D) is what was multiplied."""
     flat = grad.flatten(0, -2)  # (N, E)
     grad_weight = flat.t() @ x.to(grad.dtype).flatten(0, -2)  # (E, D)
-    return (flat @ weight).view(x.shape), grad_weight, flat.sum(0) if has_bias else None
+    return product(grad, weight.t()).view(x.shape), grad_weight, flat.sum(0) if has_bias else None
 
 
 class _NormLinear(torch.autograd.Function):
@@ -134,7 +137,7 @@ class _SwishLinear(torch.autograd.Function):
         """See `swish_linear`."""
         y, kept = F.silu(x), None
         if dropout_prob:
-            kept = torch.empty_like(x, dtype=torch.bool).bernoulli_(1.0 - dropout_prob)
+            kept = keep_mask(x.shape, dropout_prob, x.device)
             y = y.mul_(kept).div_(1.0 - dropout_prob)
         ctx.save_for_backward(x, weight, kept)
         ctx.has_bias, ctx.dropout_prob = bias is not None, dropout_prob
