@@ -33,7 +33,7 @@ def _amd_with_onednn() -> bool:
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     processors = Path("/proc/cpuinfo")
-    return processors.exists() and "AuthenticAMD" in processors.read_text("utf-8")
+    return processors.exists() and "AuthenticAMD" in processors.read_text(encoding="utf-8")
 
 
 AMD_WITH_ONEDNN = _amd_with_onednn()
