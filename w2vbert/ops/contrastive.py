@@ -84,7 +84,8 @@ def contrastive_loss(
         logits = products * scale[..., None] * target_scale[:, None]
         positive = logits.diagonal(dim1=1, dim2=2)  # (B, M)
     else:
-        same_code = (_frames_of(codes, distractors) == codes[:, :, None]).all(-1)  # (B, M, K)
+        joint = _joint(codes)[..., None]  # (B, M, 1)
+        same_code = _frames_of(joint, distractors)[..., 0] == joint  # (B, M, K)
         unusable = same_code | (distractors >= counts[:, None, None])
         own, shown = torch.zeros_like(frames), F.pad(~unusable, (1, 0), value=True)  # (B, M, 1 + K)
         index = torch.cat([frames[:, None].expand(*scale.shape, 1), distractors], dim=2)  # (B, M, 1 + K)
@@ -105,6 +106,17 @@ def contrastive_loss(
 def _inverse_norms(x: Tensor) -> Tensor:
     """1 / |x| over the last dimension. Lengths stay out of the vectors: they scale products, of which there are few."""
     return 1.0 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+
+
+def _joint(codes: Tensor) -> Tensor:
+    """One number (B, M) for the codes of all codebooks (B, M, G): its own for up to 3 codebooks of a million codes.
+
+    More codebooks wrap around 2^64, where a collision, which leaves out one distractor, is next to impossible.
+    """
+    joint = codes[..., 0]
+    for further in codes.unbind(-1)[1:]:
+        joint = joint * 1_000_003 + further
+    return joint
 
 
 def _frames_of(x: Tensor, index: Tensor) -> Tensor:
