@@ -38,7 +38,7 @@ LENGTHS = torch.tensor([FRAMES, FRAMES])
 
 @pytest.fixture(autouse=True)
 def products_that_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("w2vbert.ops.products.AMD_WITH_ONEDNN", False)
+    monkeypatch.setattr("w2vbert.ops.products.ONEDNN_TYPES", ())
 
 
 @pytest.mark.parametrize("config", [ENCODER, STACKING], ids=["convolution", "stack"])

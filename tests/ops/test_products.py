@@ -12,7 +12,8 @@ from w2vbert.ops.products import product
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(products, "AMD_WITH_ONEDNN", request.param)
+    low = [torch.bfloat16] if torch.cpu._is_avx512_bf16_supported() else []
+    monkeypatch.setattr(products, "ONEDNN_TYPES", (torch.float32, *low) if request.param else ())
     return bool(request.param)
 
 
@@ -31,7 +32,13 @@ def test_layouts(library: bool) -> None:
         torch.testing.assert_close(product(x, weight), x @ weight.t(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-def test_other_types(library: bool, dtype: torch.dtype) -> None:
-    x, weight = torch.randn(40, 8, dtype=dtype), torch.randn(5, 8, dtype=dtype)
-    assert torch.equal(product(x, weight), F.linear(x, weight))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-2)], ids=str)
+def test_other_types(library: bool, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(40, 8).to(dtype), torch.randn(5, 8).to(dtype), torch.randn(5).to(dtype)
+    for shift in (None, bias):
+        found, expected = product(x, weight, shift), F.linear(x.double(), weight.double())
+        torch.testing.assert_close(
+            found.double(), expected if shift is None else expected + shift, atol=tolerance, rtol=tolerance
+        )
+        assert found.dtype == dtype

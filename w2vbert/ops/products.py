@@ -15,25 +15,29 @@ _FEWEST_ROWS = 32  # below, oneDNN's preparation costs more than it saves
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias`, without gradient. (..., D), (E, D) and (E,) -> (..., E), all of the same type.
 
-    PyTorch gives float32 products on a CPU to MKL, which on AMD's processors takes up to a third longer than oneDNN,
-    which PyTorch has as well.
+    On a CPU PyTorch gives float32 products to MKL, which on AMD's processors takes up to a third longer than oneDNN's
+    linear layer, which PyTorch has as well; in bfloat16 it writes the bias into the result first, which costs a tenth.
     """
-    if _by_onednn(x):
+    if _by_onednn(x, bias):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
-def _by_onednn(x: Tensor) -> bool:
-    if not AMD_WITH_ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+def _by_onednn(x: Tensor, bias: Tensor | None) -> bool:
+    if x.device.type != "cpu" or x.dtype not in ONEDNN_TYPES or torch.compiler.is_compiling():
         return False
-    return x.dim() > 1 and x.numel() >= _FEWEST_ROWS * x.shape[-1]
+    slow = x.dtype == torch.float32 or bias is not None
+    return slow and x.dim() > 1 and x.numel() >= _FEWEST_ROWS * x.shape[-1]
 
 
-def _amd_with_onednn() -> bool:
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
+def _onednn_types() -> tuple[torch.dtype, ...]:
+    """Types of which oneDNN's linear layer is preferred on this processor."""
     processors = Path("/proc/cpuinfo")
-    return processors.exists() and "AuthenticAMD" in processors.read_text(encoding="utf-8")
+    if not processors.exists() or "AuthenticAMD" not in processors.read_text(encoding="utf-8"):
+        return ()
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return ()
+    return (torch.float32, torch.bfloat16) if torch.cpu._is_avx512_bf16_supported() else (torch.float32,)
 
 
-AMD_WITH_ONEDNN = _amd_with_onednn()
+ONEDNN_TYPES = _onednn_types()
