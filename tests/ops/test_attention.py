@@ -56,16 +56,16 @@ def test_without_dropout_it_is_the_equation(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("amx", [False, True], ids=["products", "kernel"])
-def test_bfloat16_is_as_near_to_float64_as_it_can_be(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_near_to_float64_for_sharp_scores_too(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "AMX", amx)
-    inputs, mask = qkv(torch.bfloat16), MASK[:, None, None]
+    inputs, mask = [(2.0 * x).detach().requires_grad_() for x in qkv(torch.bfloat16)], MASK[:, None, None]
     found = attention(*inputs, mask)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     expected = equation(*exact, mask, None, 0.0)
     weights = noise(*found.shape)
     grads = [torch.autograd.grad((y * weights).sum(), x) for y, x in ((found.double(), inputs), (expected, exact))]
     for a, b in [(found, expected), *zip(*grads, strict=True)]:
-        assert (a.double() - b).norm() < 0.01 * b.norm()
+        assert (a.double() - b).norm() < (0.01 if amx else 0.03) * b.norm()  # scores of standard deviation 4
 
 
 def test_a_query_that_sees_no_key_holds_no_nan_with_dropout() -> None:
@@ -91,10 +91,16 @@ def test_dropout_keeps_no_weights_for_the_backward_pass() -> None:
     assert ours < 4 * inputs[0].numel() * 8 + 2 * weights < plain
 
 
-def test_long_utterances_go_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_utterances_and_inference_go_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *_, **__: seen.append(q.shape[2]) or q)
     monkeypatch.setattr(attention_module, "AMX", False)
     for frames in (1024, 1025, 3000):
         attention(*torch.zeros(3, 1, 1, frames, 2, dtype=torch.bfloat16), None)
-    assert seen == [1025, 3000]
+    with torch.no_grad():
+        attention(*torch.zeros(3, 1, 1, 40, 2, dtype=torch.bfloat16), None)
+    assert seen == [1025, 3000, 40]
+
+
+def test_no_frames() -> None:
+    assert attention(*torch.zeros(3, 2, 1, 0, 4), None, dropout_prob=0.5).shape == (2, 1, 0, 4)

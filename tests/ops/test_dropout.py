@@ -20,6 +20,10 @@ def test_as_many_entries_are_dropped_as_asked_and_independently(prob: float) -> 
         assert abs(correlation) < 5 / kept.numel() ** 0.5
 
 
+def test_all_but_nothing_may_be_dropped() -> None:
+    assert keep_mask(torch.Size((1000,)), 1 - 1e-9, CPU).sum() < 10
+
+
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (0, 4)])
 def test_masks_have_any_shape(shape: tuple[int, ...]) -> None:
     kept = keep_mask(torch.Size(shape), 0.3, CPU)

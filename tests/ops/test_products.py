@@ -13,6 +13,7 @@ def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     low = [torch.bfloat16] if torch.cpu._is_avx512_bf16_supported() else []
+    monkeypatch.setattr(products, "_FEWEST_WEIGHTS", 0)
     monkeypatch.setattr(products, "ONEDNN_TYPES", (torch.float32, *low) if request.param else ())
     return bool(request.param)
 

@@ -308,6 +308,26 @@ def test_losses_that_cannot_be_are_refused(values: dict[str, Any], message: str)
         replace(CONFIG.loss, **values)
 
 
+def test_dimensions_of_no_size_are_refused() -> None:
+    for key in ("projection_dim", "joiner_dim"):
+        with pytest.raises(ValueError, match=key):
+            replace(CONFIG, **{key: 0})
+
+
+def test_losses_are_means_over_the_frames_that_have_them(prepared: Prepared) -> None:
+    """In the interval in which the CTC head ceases to learn alone, too."""
+    pieces = Tokenizer.load(prepared.tokenizer)
+    dev = SpeechDataset([prepared.data / "cuts_dev.jsonl.gz"], CONFIG.max_seconds)
+    config = replace(CONFIG, loss=replace(CONFIG.loss, ctc_only_steps=1))
+    task = FinetuneTask(config, build_transducer(config, "scratch", pieces).eval(), pieces, dev)
+    generator = torch.Generator()
+    alone, whole = (task.train_step(dev.batch([0, 1], pieces.encode), step, generator).sums for step in (0, 1))
+    found = task.summarize({name: alone[name] + whole[name] for name in alone})
+    expected = task.summarize(whole)
+    for name in ("pruned_loss", "simple_loss", "ctc_loss"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-5)
+
+
 def test_the_ctc_head_cannot_learn_alone_to_the_end() -> None:
     with pytest.raises(ValueError, match="less than train.max_steps"):
         replace(CONFIG, loss=replace(CONFIG.loss, ctc_only_steps=9))

@@ -45,7 +45,17 @@ def test_odd_lengths_stay_finite(schedule: str, warmup: int, freeze: int, steps:
     assert all(0.0 <= config.at(step, steps) <= 1.0 for step in range(2 * steps))
 
 
-@pytest.mark.parametrize("values", [{"learning_rate": 0.0}, {"warmup_steps": -1}, {"freeze_steps": -1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
+        {"warmup_steps": -1},
+        {"freeze_steps": -1},
+        {"final_share": -0.5},
+        {"weight_decay": -1.0},
+    ],
+)
 def test_contradictions_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         OptimConfig(**values)  # type: ignore[arg-type]

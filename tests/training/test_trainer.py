@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.training.toys import CONFIG, Interruption, ToyStream, ToyTask, fit, fit_and_kill, make_trainer
+from tests.training.toys import CONFIG, Interruption, ToyBatch, ToyStream, ToyTask, fit, fit_and_kill, make_trainer
 from w2vbert.errors import UserError
 from w2vbert.training.checkpoint import list_checkpoints, load_weights
 from w2vbert.training.config import TrainConfig
 from w2vbert.training.metrics import TIMINGS, Panel, read_metrics
 from w2vbert.training.optim import OptimConfig
+from w2vbert.training.task import StepOutput
 from w2vbert.training.trainer import Trainer
 
 
@@ -214,3 +217,19 @@ def test_metrics_are_in_files_and_picture(tmp_path: Path) -> None:
 def test_contradictions_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         TrainConfig(**values)
+
+
+class OneTensorTask(ToyTask):
+    """Two of its sums are one tensor, as the losses of BEST-RQ are."""
+
+    def train_step(self, batch: ToyBatch, step: int, generator: torch.Generator) -> StepOutput:
+        output = super().train_step(batch, step, generator)
+        return replace(output, sums={**output.sums, "again": output.sums["loss"]})
+
+    def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        assert sums["again"].data_ptr() != sums["loss"].data_ptr()  # processes add them up in place
+        return super().summarize({name: value for name, value in sums.items() if name != "again"})
+
+
+def test_sums_of_one_tensor_are_added_up_alone(tmp_path: Path) -> None:
+    fit(tmp_path, replace(CONFIG, log_every_steps=1), OneTensorTask())

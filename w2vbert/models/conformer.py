@@ -49,8 +49,6 @@ class ConformerConfig:
             raise ValueError(f"span_frames must not be negative, not {self.span_frames}")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, not {self.kernel}")
-        if not 0.0 <= self.dropout_prob < 1.0:
-            raise ValueError(f"dropout_prob must lie in [0, 1), not {self.dropout_prob}")
 
 
 class MaskedBatchNorm(nn.Module):

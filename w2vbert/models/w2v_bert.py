@@ -214,7 +214,7 @@ class W2vBert(nn.Module):
         max_count = frames.index.shape[1]
         if max_count - 1 <= self.config.num_distractors:
             return None
-        return draw_distractors(frames.counts, max_count, self.config.num_distractors, generator).to(frames.mask.device)
+        return draw_distractors(frames.counts, max_count, self.config.num_distractors, generator)
 
     def _losses(
         self, output: EncoderOutput, quantized: QuantizerOutput, frames: MaskedFrames, distractors: Tensor | None

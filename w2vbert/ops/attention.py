@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from w2vbert.ops.dropout import keep_mask
 
@@ -22,8 +23,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout_prob
     """Each query's mean of the values, weighted by the softmax of its products with the keys over sqrt(d).
 
     On a CPU PyTorch's fused kernel is slower than plain matrix products in bfloat16 without AMX, and with dropout it
-    is not used at all: all weights are kept for the backward pass. For both there is a form of our own, which computes
-    the weights of as many heads as fit a cache, and once more in the backward pass.
+    is not used at all: all weights are kept for the backward pass. For both there is a form of our own in training,
+    which computes the weights of as many heads as fit a cache, and once more in the backward pass. In bfloat16 it
+    rounds scores before the softmax, as any form of plain products does (docs/decisions/0021). A bias that is added to
+    the scores always goes to PyTorch.
 
     Args:
         q, k, v: (B, H, T, d).
@@ -46,7 +49,8 @@ def _by_products(q: Tensor, bias: Tensor | None, dropout_prob: float) -> bool:
         return False
     if dropout_prob:
         return q.shape[2] <= _MOST_FRAMES_WITH_DROPOUT
-    return q.dtype == torch.bfloat16 and not AMX and q.shape[2] <= _MOST_FRAMES
+    slow_kernel = q.dtype == torch.bfloat16 and not AMX and torch.is_grad_enabled()
+    return slow_kernel and q.shape[2] <= _MOST_FRAMES
 
 
 class _ProductAttention(torch.autograd.Function):
@@ -67,6 +71,7 @@ class _ProductAttention(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """(B, H, T, d) -> three of (B, H, T, d)."""
         q, k, v, bias, kept = ctx.saved_tensors  # v over 1 - dropout_prob
@@ -91,7 +96,7 @@ class _ProductAttention(torch.autograd.Function):
 
 def _parts(batch: int, heads: int, frames: int) -> Iterator[tuple[slice, slice]]:
     """Utterances and heads whose weights fit a cache together."""
-    fitting = max(1, _CACHED_WEIGHTS // frames**2)  # pairs of an utterance and a head
+    fitting = max(1, _CACHED_WEIGHTS // max(frames, 1) ** 2)  # pairs of an utterance and a head
     utterances, heads_at_once = max(1, fitting // heads), min(fitting, heads)
     for i in range(0, batch, utterances):
         for j in range(0, heads, heads_at_once):

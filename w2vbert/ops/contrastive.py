@@ -78,14 +78,14 @@ def contrastive_loss(
     frames = torch.arange(context.shape[1], device=context.device)
     with torch.autocast(context.device.type, enabled=False):
         products = context @ targets.transpose(1, 2)  # (B, M, M)
+    joint = _joint(codes)  # (B, M)
     if distractors is None:
-        unusable = (codes[:, :, None] == codes[:, None]).all(-1) | (frames >= counts[:, None])[:, None]  # (B, M, M)
+        unusable = (joint[:, :, None] == joint[:, None]) | (frames >= counts[:, None])[:, None]  # (B, M, M)
         own, shown = frames, ~unusable | torch.eye(len(frames), dtype=torch.bool, device=context.device)
         logits = products * scale[..., None] * target_scale[:, None]
         positive = logits.diagonal(dim1=1, dim2=2)  # (B, M)
     else:
-        joint = _joint(codes)[..., None]  # (B, M, 1)
-        same_code = _frames_of(joint, distractors)[..., 0] == joint  # (B, M, K)
+        same_code = _frames_of(joint[..., None], distractors)[..., 0] == joint[..., None]  # (B, M, K)
         unusable = same_code | (distractors >= counts[:, None, None])
         own, shown = torch.zeros_like(frames), F.pad(~unusable, (1, 0), value=True)  # (B, M, 1 + K)
         index = torch.cat([frames[:, None].expand(*scale.shape, 1), distractors], dim=2)  # (B, M, 1 + K)

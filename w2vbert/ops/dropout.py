@@ -29,7 +29,7 @@ def keep_mask(shape: torch.Size, prob: float, device: torch.device) -> Tensor:
     if device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1.0 - prob)
     draws = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    return draws[: shape.numel()].ge_(round(65536 * prob) - 32768).to(torch.uint8).view(shape)
+    return draws[: shape.numel()].ge_(min(round(65536 * prob), 65535) - 32768).to(torch.uint8).view(shape)
 
 
 class _Dropout(torch.autograd.Function):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _FEWEST_ROWS = 32  # below, oneDNN's preparation costs more than it saves
+_FEWEST_WEIGHTS = 2**17  # in float32: oneDNN prepares for each new number of rows, which small products do not bring in
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -18,15 +19,18 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     On a CPU PyTorch gives float32 products to MKL, which on AMD's processors takes up to a third longer than oneDNN's
     linear layer, which PyTorch has as well; in bfloat16 it writes the bias into the result first, which costs a tenth.
     """
-    if _by_onednn(x, bias):
+    if _by_onednn(x, weight, bias):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
-def _by_onednn(x: Tensor, bias: Tensor | None) -> bool:
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if x.device.type != "cpu" or x.dtype not in ONEDNN_TYPES or torch.compiler.is_compiling():
         return False
-    slow = x.dtype == torch.float32 or bias is not None
+    if x.dtype == torch.float32:
+        slow = weight.numel() >= _FEWEST_WEIGHTS
+    else:
+        slow = bias is not None
     return slow and x.dim() > 1 and x.numel() >= _FEWEST_ROWS * x.shape[-1]
 
 

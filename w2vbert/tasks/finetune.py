@@ -143,6 +143,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if self.batch_seconds < 0.5 or self.max_seconds <= 0.0 or self.join_utterances < 1:
             raise ValueError("batch_seconds must be at least 0.5, max_seconds above 0 and join_utterances at least 1")
+        if min(self.projection_dim, self.joiner_dim) < 1:
+            raise ValueError("projection_dim and joiner_dim must be at least 1")
         check_length_buckets(self.length_buckets, self.join_utterances)
         if self.loss.ctc_only_steps >= self.train.max_steps:
             steps = f"loss.ctc_only_steps, {self.loss.ctc_only_steps}, must be less than train.max_steps"
@@ -233,15 +235,15 @@ class FinetuneTask:
         count = (send(loss.frames, usable.device) * usable).sum()
         unusable = (~usable).sum()
         sums = {"count": count, "pruned": pruned, "simple": simple, "ctc": ctc, "unusable": unusable}
+        sums["rnnt_count"] = count * (not self.only_ctc)  # frames that have the transducer's losses
         return StepOutput(total, count, {name: value.detach() for name, value in sums.items()})
 
     def summarize(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Losses per encoder frame, of the heads that learn."""
         self.unusable.report()
-        count = max(float(sums["count"]), 1.0)
-        names = [] if self.only_ctc else ["pruned", "simple"]
-        names += ["ctc"] if self.config.loss.ctc_weight else []
-        metrics = {f"{name}_loss": float(sums[name]) / count for name in names}
+        counts = {} if self.only_ctc else dict.fromkeys(["pruned", "simple"], "rnnt_count")
+        counts |= {"ctc": "count"} if self.config.loss.ctc_weight else {}
+        metrics = {f"{name}_loss": float(sums[name]) / max(float(sums[of]), 1.0) for name, of in counts.items()}
         return metrics | {"unusable_utterances": float(sums["unusable"])}
 
     def validate(self, model: nn.Module, step: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -252,8 +252,10 @@ def _with_encoder_of(init: Path, model: W2vBertConfig) -> W2vBertConfig:
     """
     encoder = read_encoder_config(init)
     default, given = EncoderConfig(), model.encoder
-    left_out = (given.subsampling, given.block) == (default.subsampling, default.block)
-    if given != encoder and not left_out:
+    keys = [entry.name for entry in fields(EncoderConfig)]
+    told = {key for key in keys if getattr(given, key) not in (getattr(default, key), getattr(encoder, key))}
+    forced = {key for key in ("contrastive_blocks", "masked_blocks") if not getattr(given, key)}  # by the objective
+    if told - forced:
         raise UserError(f"key model.encoder contradicts {init}/model.yaml: leave it out, or make it equal")
     try:
         return replace(model, encoder=encoder)

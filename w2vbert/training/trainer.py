@@ -193,7 +193,7 @@ class Trainer:
             output = self._backward(replica, batch, self.step, number == self.accumulate)
             count += output.count
             for name, value in output.sums.items():
-                self.sums[name] = self.sums[name] + value if name in self.sums else value
+                self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.world.sum_tensors([count])
         # Gradients are means over the processes.
         norm = scale_and_clip(self.params, count / self.world.size, self.config.clip_norm)
