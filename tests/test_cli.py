@@ -99,8 +99,15 @@ def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys: pyt
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a/b"), "error: a/b: no space left on device\n"),
         (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "c"), "error: c: no such file or directory\n"),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "d"), "error: d: permission denied\n"),
-        (MemoryError(), "error: out of memory: make batches (batch_seconds) or --nj smaller\n"),
-        (RuntimeError("CUDA out of memory."), "error: out of memory: make batches (batch_seconds) or --nj smaller\n"),
+        (MemoryError(), "error: out of memory: make batches (batch_seconds), the model or --nj smaller\n"),
+        (
+            RuntimeError("CUDA out of memory."),
+            "error: out of memory: make batches (batch_seconds), the model or --nj smaller\n",
+        ),
+        (
+            RuntimeError("Storage size calculation overflowed with sizes=[3, 1]"),
+            "error: out of memory: make batches (batch_seconds), the model or --nj smaller\n",
+        ),
     ],
 )
 def test_errors_of_a_task_are_one_line(

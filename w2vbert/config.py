@@ -46,9 +46,9 @@ def load_config(cls: type[T], path: Path | None = None, overrides: Sequence[str]
         config = TypeAdapter(cls).validate_python(tree)
     except ValidationError as error:
         raise UserError(f"{source}: {_first_problem(error, tree)}") from error
-    place = _find_nan(config)
+    place = _find_not_finite(config)
     if place is not None:
-        raise UserError(f"{source}: {place}: a number is needed, not nan")
+        raise UserError(f"{source}: {place}: a finite number is needed")
     return config
 
 
@@ -78,10 +78,10 @@ def save_config(config: object, path: Path) -> None:
         partial.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _find_nan(value: object, name: str = "") -> str | None:
-    """The key of a nan, which passes any comparison in a `__post_init__` that asks for what is wrong."""
+def _find_not_finite(value: object, name: str = "") -> str | None:
+    """The key of a nan or infinity, which pass many a comparison in a `__post_init__` that asks for what is wrong."""
     if isinstance(value, float):
-        return name if math.isnan(value) else None
+        return None if math.isfinite(value) else name
     items: list[tuple[object, object]] = []
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
@@ -89,7 +89,7 @@ def _find_nan(value: object, name: str = "") -> str | None:
         items = list(value.items())
     elif isinstance(value, (list, tuple)):
         items = list(enumerate(value))
-    found = (_find_nan(item, f"{name}.{key}" if name else str(key)) for key, item in items)
+    found = (_find_not_finite(item, f"{name}.{key}" if name else str(key)) for key, item in items)
     return next((place for place in found if place is not None), None)
 
 

@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_one_line(
     )
     deeper = ("--config", tmp_path / "c.yaml", "--set", "model.encoder.masked_blocks=7")
     assert "key model.encoder contradicts" in fails("pretrain", data, out, "--init", imported, *deeper)
-    assert "differ: the model needs other features" in fails(
+    assert "high_hz, snip_edges" in fails(
         "pretrain", prepared.data, out, "--init", imported, "--config", tmp_path / "c.yaml"
     )
     assert not out.exists()

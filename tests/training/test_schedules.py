@@ -49,7 +49,6 @@ def test_odd_lengths_stay_finite(schedule: str, warmup: int, freeze: int, steps:
     "values",
     [
         {"learning_rate": 0.0},
-        {"learning_rate": float("inf")},
         {"warmup_steps": -1},
         {"freeze_steps": -1},
         {"final_share": -0.5},

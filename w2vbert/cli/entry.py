@@ -125,8 +125,8 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
 
 def _is_memory(error: Exception) -> bool:
     """Whether memory was used up, which torch tells as a RuntimeError."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+    told = ("out of memory", "can't allocate memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
 def _describe(error: Exception) -> str:
@@ -139,7 +139,7 @@ def _describe(error: Exception) -> str:
         reason = f"{error.strerror[:1].lower()}{error.strerror[1:]}"
         return f"{os.fsdecode(error.filename)}: {reason}" if error.filename else reason
     if _is_memory(error):
-        return "out of memory: make batches (batch_seconds) or --nj smaller"
+        return "out of memory: make batches (batch_seconds), the model or --nj smaller"
     return " ".join(str(error).split())
 
 

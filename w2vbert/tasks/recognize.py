@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from w2vbert.config import load_config
+from w2vbert.config import load_config, to_dict
 from w2vbert.data.batches import FRAMES_PER_SECOND, SpeechBatch
 from w2vbert.data.features import FEATURES_FILE, FeatureConfig
 from w2vbert.data.tokenizer import Tokenizer
@@ -65,8 +65,13 @@ def check_features(model: Path, data: Path) -> None:
     Raises:
         UserError: they differ, or one of the folders does not tell.
     """
-    if load_config(FeatureConfig, model / FEATURES_FILE) != load_config(FeatureConfig, data / FEATURES_FILE):
-        raise UserError(f"{data / FEATURES_FILE} and {model / FEATURES_FILE} differ: the model needs other features")
+    wanted, found = (to_dict(load_config(FeatureConfig, folder / FEATURES_FILE)) for folder in (model, data))
+    differing = ", ".join(key for key in wanted if wanted[key] != found[key])
+    if differing:
+        raise UserError(
+            f"{data / FEATURES_FILE} and {model / FEATURES_FILE} differ in {differing}: "
+            "the model needs other features, made by `w2vbert features MANIFESTS DATA --config` with the latter"
+        )
 
 
 def encoder_frame_seconds(model: Transducer) -> float:

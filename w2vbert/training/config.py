@@ -19,7 +19,9 @@ class TrainConfig:
             when they are full; 0: see `accumulate`.
         clip_norm: cap of the gradient norm (20: family).
         average_decay: of the running average of the weights, which is what is validated and kept; 0: none.
-        log_every_steps, validate_every_steps, save_every_steps: intervals; a validation also ends the run.
+        log_every_steps: updates from one line of the log to the next.
+        validate_every_steps: updates from one validation to the next; there is another at the end of the run.
+        save_every_steps: updates from one checkpoint to the next.
         patience: validations in a row without a better model, after which training ends; 0: it never does.
         keep_last: checkpoints that stay.
         keep_best: validated models that stay, the best ones, for `w2vbert average --best`; 1: the best alone.

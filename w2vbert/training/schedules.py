@@ -29,8 +29,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0.0 or self.warmup_steps < 0 or self.freeze_steps < 0:
             raise ValueError("learning_rate must be positive, warmup_steps and freeze_steps not negative")
-        if not math.isfinite(self.learning_rate) or not 0.0 <= self.final_share <= 1.0 or self.weight_decay < 0.0:
-            raise ValueError("learning_rate must be finite, final_share in [0, 1], weight_decay not negative")
+        if not 0.0 <= self.final_share <= 1.0 or self.weight_decay < 0.0:
+            raise ValueError("final_share must lie in [0, 1], and weight_decay not be negative")
 
     def at(self, step: int, max_steps: int) -> float:
         """Learning rate of step `step` (0-based) of a run of `max_steps`."""
