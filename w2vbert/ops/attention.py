@@ -58,7 +58,7 @@ class _ProductAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout_prob: float) -> Tensor:
         """See `attention`; `bias` (B, 1, 1, T) is added to the scores."""
         batch, heads, frames, dim = q.shape
-        kept = None
+        q, kept = q * dim**-0.5, None
         if dropout_prob:
             kept = keep_mask(torch.Size((batch, heads, frames, frames)), dropout_prob, q.device)
             v = v / (1.0 - dropout_prob)
@@ -74,7 +74,7 @@ class _ProductAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """(B, H, T, d) -> three of (B, H, T, d)."""
-        q, k, v, bias, kept = ctx.saved_tensors  # v over 1 - dropout_prob
+        q, k, v, bias, kept = ctx.saved_tensors  # q over sqrt(d), v over 1 - dropout_prob
         batch, heads, frames, dim = q.shape
         grad_q, grad_k, grad_v = q.new_empty(batch, frames, 3, heads, dim).permute(2, 0, 3, 1, 4)
         for part in _parts(batch, heads, frames):
@@ -83,12 +83,13 @@ class _ProductAttention(torch.autograd.Function):
             grad_weights = grad @ v[part].mT
             if kept is not None:
                 grad_weights.mul_(kept[part])
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(dim**-0.5)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
             if kept is not None:
                 weights.mul_(kept[part])
             grad_q[part] = grad_scores @ k[part]
             grad_k[part] = grad_scores.mT @ q[part]
             grad_v[part] = weights.mT @ grad
+        grad_q *= dim**-0.5
         if kept is not None:
             grad_v /= 1.0 - ctx.dropout_prob
         return grad_q, grad_k, grad_v, None, None
@@ -104,6 +105,6 @@ def _parts(batch: int, heads: int, frames: int) -> Iterator[tuple[slice, slice]]
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """Softmax of the scores, (..., T, T), of q and k (..., T, d)."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    """Softmax of the scores, (..., T, T), of q over sqrt(d) and k (..., T, d)."""
+    scores = q @ k.mT
     return (scores if bias is None else scores.add_(bias)).softmax(-1)
