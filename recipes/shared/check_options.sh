@@ -2,8 +2,8 @@
 # Refuses values of the options that all recipes have and that nobody can mean. Sourced by run.sh behind
 # parse_options.sh, before anything is done.
 
-[ "$stage" -le "$stop_stage" ] || fail "nothing to do: --stage $stage comes after --stop-stage $stop_stage"
 [ "$stage" -le 6 ] || fail "--stage $stage: the stages are 0 to 6"
+[ "$stage" -le "$stop_stage" ] || fail "nothing to do: --stage $stage comes after --stop-stage $stop_stage"
 [ "$nj" -ge 1 ] || fail "--nj must be at least 1"
 [ "$num_nodes" -ge 1 ] || fail "--num-nodes must be at least 1"
 if [ "$cmd" = local ]; then
@@ -12,4 +12,6 @@ if [ "$cmd" = local ]; then
     fail "--ngpu $ngpu: nvidia-smi does not find so many GPUs here"
 fi
 [ -z "$corpus" ] || [ -d "$corpus" ] || fail "corpus folder $corpus does not exist"
+[ -n "$data_dir" ] || fail "--data-dir is empty: is a variable of your shell not set?"
+[ -n "$expdir" ] || fail "--expdir is empty: is a variable of your shell not set?"
 [ -d "$conf" ] || fail "folder of settings $conf does not exist (--conf)"

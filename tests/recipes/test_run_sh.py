@@ -378,3 +378,9 @@ def is_alive(process: int) -> bool:
     except FileNotFoundError:
         return False
     return state.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("option", ["--data-dir", "--expdir"])
+def test_folders_to_write_are_named(recipe: Recipe, option: str) -> None:
+    """An unset variable of the caller's shell would otherwise make them folders at the root of the disk."""
+    assert recipe.refusal(option, "") == f"{option} is empty: is a variable of your shell not set?"

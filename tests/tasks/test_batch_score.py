@@ -96,6 +96,20 @@ def test_a_folder_of_audio_is_listed_as_decode_lists_it(
     assert "b.m4a cannot be read: convert it" in fails(*call(prepared, tmp_path / "out", manifest=tmp_path / "in"))
 
 
+def test_what_cannot_be_read_of_a_folder_has_no_text(
+    prepared: Prepared, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    soundfile.write(folder / "good.wav", noise(0.5), RATE_HZ)
+    soundfile.write(folder / "empty.wav", noise(0.5)[:0], RATE_HZ)
+    (folder / "text.wav").write_text("no audio")
+    run(*call(prepared, tmp_path / "out", "--nj", 1, manifest=folder))
+    texts = {Path(name).stem: text for name, text in read_texts(tmp_path / "out" / "hyps.jsonl")}
+    assert texts["good"] is not None and texts["empty"] is None and texts["text"] is None
+    assert "text.wav cannot be read or holds no samples" in caplog.text
+
+
 def test_what_cannot_succeed_is_one_line_and_not_tried_again(
     prepared: Prepared, tmp_path: Path, fails: Callable[..., str]
 ) -> None:

@@ -281,3 +281,68 @@ def test_a_labelled_part_without_transcripts_is_refused(tmp_path: Path) -> None:
         prepare(folder)
     with pytest.raises(UserError, match="part train is named twice"):
         prepare(folder, train=["train"], dev=["train"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file_name,text,split\na.wav,ONE,trian\n", "'trian' is no split"),
+        ("file_name,text\na.wav,HELLO, MY WORLD\n", "line 2: 3 values for 2 columns: quote values with commas"),
+        ('file_name,text\na.wav,"ONE\nb.wav,TWO\n', "metadata.csv, line 3: "),
+    ],
+    ids=["split", "comma", "quote"],
+)
+def test_a_table_that_would_be_read_wrongly_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    for name in "ab":
+        write_audio(tmp_path / "in" / f"{name}.wav")
+    (tmp_path / "in" / "metadata.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "in")
+
+
+def test_values_of_split_may_have_blanks_and_trailing_commas(tmp_path: Path) -> None:
+    rows = "".join(f"{n}.wav,WORD {n}, {split} ,\n" for n, split in enumerate(["train", "Dev", "test"]))
+    for n in range(3):
+        write_audio(tmp_path / "in" / f"{n}.wav")
+    (tmp_path / "in" / "metadata.csv").write_text("file_name,text,split\n" + rows)
+    assert {split: [*ids] for split, ids in prepare(tmp_path / "in").items()} == {
+        "train": ["0"],
+        "dev": ["1"],
+        "test": ["2"],
+    }
+
+
+def test_splits_of_inner_folders_are_kept(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        write_audio(tmp_path / "in" / "data" / split / f"{split}.wav")
+        (tmp_path / "in" / "data" / split / "metadata.csv").write_text(f"file_name,text\n{split}.wav,WORD\n")
+    found = prepare(tmp_path / "in")
+    assert {split: len(ids) for split, ids in found.items()} == {"train": 1, "dev": 1, "test": 1}
+    assert [*found["dev"]] == ["data-validation-validation"]
+
+
+def test_what_no_manifest_can_hold_is_left_out_and_named(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_audio(tmp_path / "in" / f"{name}.wav")
+    (tmp_path / "in" / "e\udce9.wav").write_bytes((tmp_path / "in" / "a.wav").read_bytes())
+    rows = [{"file_name": "a.wav", "text": "ONE"}, {"file_name": "b.wav", "text": "T\ud800"}]
+    rows += [
+        {"file_name": "c.wav", "text": "T\0O"},
+        {"file_name": "/", "text": "X"},
+        {"file_name": "d.wav", "text": "D"},
+    ]
+    (tmp_path / "in" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare(tmp_path / "in", DirConfig(dev_share=0.0, test_share=0.0))
+    dropped = report(tmp_path / "in")["splits"]["train"]["dropped"]
+    assert {reason: len(names) for reason, names in dropped.items()} == {
+        "audio file is missing": 1,
+        "name that is not UTF-8": 1,
+        "text or speaker that is no Unicode text": 2,
+    }
+
+
+def test_a_table_without_a_column_of_text_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_audio(tmp_path / "in" / "a.wav", 1.5)
+    (tmp_path / "in" / "metadata.csv").write_text("file_name,txt\na.wav,ONE\n")
+    prepare(tmp_path / "in")
+    assert "no column of" in caplog.text and "(file_name, txt)" in caplog.text

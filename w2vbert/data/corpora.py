@@ -98,7 +98,7 @@ def check_subsets(config: CorpusConfig) -> None:
     """
     if not config.corpus.is_dir():
         raise UserError(f"there is no corpus folder {config.corpus}")
-    if not _is_unicode(config.corpus):
+    if not is_unicode(str(config.corpus)):
         raise UserError(f"the name of {config.corpus} is not UTF-8: rename it")
     there = sorted(path.name for path in config.corpus.iterdir() if path.is_dir() and not path.name.startswith("."))
     for split, subsets in config.splits.items():
@@ -195,7 +195,7 @@ def list_utterances(folder: Path, labelled: bool, dropped: dict[str, list[str]])
         problem = _check_transcripts(texts) if labelled else None
         if utterance_id in seen:
             problem = "id is there twice"
-        if not _is_unicode(path):
+        if not is_unicode(str(path)):
             problem = "name that is not UTF-8"
         seen.add(utterance_id)
         if problem is not None:
@@ -211,9 +211,9 @@ def list_utterances(folder: Path, labelled: bool, dropped: dict[str, list[str]])
             dropped.setdefault(reason, []).extend(sorted(names))
 
 
-def _is_unicode(path: Path) -> bool:
-    """Whether a path can be written into a manifest."""
-    return str(path) == str(path).encode("utf-8", errors="replace").decode("utf-8")
+def is_unicode(text: str) -> bool:
+    """Whether a text, or a path, can be written into a manifest."""
+    return text == text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _check_transcripts(texts: Sequence[str]) -> str | None:

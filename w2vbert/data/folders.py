@@ -9,12 +9,12 @@ Kaldi           wav.scp, text, utt2spk and segments, here or in folders such as 
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from w2vbert.data.audio_files import AUDIO_SUFFIXES
-from w2vbert.data.corpora import Utterance
+from w2vbert.data.corpora import Utterance, is_unicode
 from w2vbert.errors import UserError
 from w2vbert.files import list_files
 
@@ -49,16 +49,26 @@ class Listing:
         layout: files, table or Kaldi.
         utterances: each file, its speaker ("" if nothing tells) and its text (None if there is none).
         groups: id -> part of the data that it belongs to, where the folder tells, in small letters.
+        told: groups that stand in a column of a table, and a table that has it.
         dropped: reason -> names of what cannot be used.
+        warnings: what may not be as it was meant.
     """
 
     layout: str
     utterances: dict[str, Utterance] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
+    told: dict[str, Path] = field(default_factory=dict)
     dropped: dict[str, list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def add(self, utterance: Utterance, group: str) -> None:
-        """Takes an utterance, unless its id is there."""
+        """Takes an utterance, unless its id is there or it cannot be written into a manifest."""
+        if not is_unicode(f"{utterance.id}{utterance.path}"):
+            self.drop("name that is not UTF-8", utterance.id)
+            return
+        if not is_unicode(f"{utterance.text}{utterance.speaker}") or "\0" in f"{utterance.text}{utterance.speaker}":
+            self.drop("text or speaker that is no Unicode text", utterance.id)
+            return
         first = self.utterances.setdefault(utterance.id, utterance)
         if first is not utterance:
             self.drop("id is there twice", f"{utterance.id} ({first.path} is taken, {utterance.path} is not)")
@@ -109,7 +119,7 @@ def _list_audio(folder: Path, files: list[Path], listing: Listing) -> None:
         beside = path.with_suffix(".txt")
         text = " ".join(" ".join(_read_lines(beside)).split()) if beside.is_file() else None
         utterance = Utterance("-".join(place.with_suffix("").parts), path, _speaker_of(place), text)
-        listing.add(utterance, place.parts[0] if len(place.parts) > 1 else "")
+        listing.add(utterance, _group_of_folders(place.parts[:-1]))
 
 
 def _speaker_of(place: Path) -> str:
@@ -125,7 +135,9 @@ def _is_split_name(name: str) -> bool:
 def _list_tables(folder: Path, tables: list[Path]) -> Listing:
     listing = Listing("table")
     for table in tables:
+        columns: set[str] = set()
         for number, row in enumerate(_read_rows(table), start=1):
+            columns |= row.keys()
             name = _first(row, FILE_COLUMNS)
             if name is None:
                 raise UserError(
@@ -139,10 +151,16 @@ def _list_tables(folder: Path, tables: list[Path]) -> Listing:
             text = _first(row, TEXT_COLUMNS)
             speaker = _first(row, SPEAKER_COLUMNS) or _speaker_of(place)
             utterance_id = "-".join(place.with_suffix("").parts)
+            told = (_first(row, SPLIT_COLUMNS) or "").strip().lower()
+            if told:
+                listing.told.setdefault(told, table)
             listing.add(
                 Utterance(utterance_id, path, speaker, None if text is None else " ".join(text.split())),
-                _first(row, SPLIT_COLUMNS) or _group_of(folder, table, place),
+                told or _group_of(folder, table, place),
             )
+        if columns and not columns & {*TEXT_COLUMNS}:
+            names = ", ".join(sorted(columns))
+            listing.warnings.append(f"no column of {table} holds text ({names}): {', '.join(TEXT_COLUMNS)} would be it")
     return listing
 
 
@@ -151,13 +169,18 @@ def _group_of(folder: Path, table: Path, place: Path) -> str:
     if _is_split_name(table.stem):
         return table.stem
     if table.parent != folder:
-        return table.relative_to(folder).parts[0]
-    return place.parts[0] if len(place.parts) > 1 else ""
+        return _group_of_folders(table.relative_to(folder).parts[:-1])
+    return _group_of_folders(place.parts[:-1])
+
+
+def _group_of_folders(names: Sequence[str]) -> str:
+    """The nearest folder that is called like a split, or else the outermost; "" where there is none."""
+    return next((name for name in reversed(names) if _is_split_name(name)), names[0] if names else "")
 
 
 def _find_file(folder: Path, name: str) -> Path | None:
     candidates = [folder / beside / name for beside in BESIDE_TABLE]
-    candidates += [path.with_name(path.name + suffix) for path in candidates for suffix in AUDIO_SUFFIXES]
+    candidates += [Path(f"{path}{suffix}") for path in candidates for suffix in AUDIO_SUFFIXES]
     return next((path for path in candidates if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()), None)
 
 
@@ -174,14 +197,19 @@ def _read_columns(table: Path) -> Iterator[Mapping[str, str]]:
     """Rows with something in them of a CSV or TSV file by the names of its first row; a quoted value may have lines.
 
     Raises:
-        UserError: the file is not UTF-8, or no table.
+        UserError: the file is not UTF-8, or no table: a row has more values than there are columns, say.
     """
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            parsed = csv.reader(file) if table.suffix.lower() == ".csv" else csv.reader(file, dialect=_Tabs)
+            is_csv = table.suffix.lower() == ".csv"
+            parsed = csv.reader(file, strict=True) if is_csv else csv.reader(file, dialect=_Tabs)
             rows = (row for row in parsed if any(value.strip() for value in row))
             names = [name.strip().lower() for name in next(rows, [])]
             for row in rows:
+                if any(value.strip() for value in row[len(names) :]):
+                    advice = ": quote values with commas" if is_csv else ""
+                    counts = f"{len(row)} values for {len(names)} columns"
+                    raise UserError(f"{table}, line {parsed.line_num}: {counts}{advice}")
                 yield dict(zip(names, row, strict=False))
     except UnicodeDecodeError as error:
         raise UserError(f"{table} is not UTF-8 text") from error
@@ -198,7 +226,7 @@ def _read_objects(table: Path) -> Iterator[Mapping[str, str]]:
     for number, line in enumerate(_read_lines(table), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{table}, line {number}: not valid JSON") from error
         if not isinstance(row, dict):
             raise UserError(

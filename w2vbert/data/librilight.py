@@ -143,8 +143,8 @@ def read_metadata(path: Path) -> tuple[str | None, Sequence[Span]]:
     """Speaker and spans of speech of a recording's JSON; None and nothing where they are missing or make no sense."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        speaker = str(known["speaker"]) if "speaker" in known else None
+        speaker = str(known["speaker"]) if known.get("speaker") is not None else None
         spans = [(float(start), float(end)) for start, end in known.get("voice_activity") or []]
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None, []
     return speaker, [(start, end) for start, end in spans if 0.0 <= start < end]

@@ -12,6 +12,7 @@ from typing import Any
 
 from w2vbert.config import save_config
 from w2vbert.data.audio import find_audio
+from w2vbert.data.audio_files import SAMPLING_RATE_HZ
 from w2vbert.decoding.scoring import score_pairs, write_scores
 from w2vbert.errors import UserError
 from w2vbert.files import atomic_file, lock_folder, read_json, real_path, remove_tree, write_json
@@ -258,13 +259,14 @@ def _read_folder(folder: Path) -> Iterator[Utterance]:
             raise UserError(f"{path} cannot be read: convert it to FLAC or WAV, or take it out of the folder")
         try:
             info = soundfile.info(path)
-        except (soundfile.SoundFileError, OSError, TypeError) as error:
-            raise UserError(f"{path} cannot be read: mend it, or take it out of the folder") from error
-        if info.frames == 0:
-            raise UserError(f"{path} holds no samples: take it out of the folder")
-        source = AudioSource("file", list(range(info.channels)), str(path.absolute()))
-        recording = Recording(str(path), [source], info.samplerate, info.frames, info.frames / info.samplerate)
-        cut = recording.to_cut()
+            channels, rate_hz, samples = info.channels, info.samplerate, info.frames
+        except (soundfile.SoundFileError, OSError, TypeError):
+            samples = 0
+        if samples == 0:  # the part that decodes it says why
+            logger.warning(f"{path} cannot be read or holds no samples: its text will be null")
+            channels, rate_hz, samples = 1, SAMPLING_RATE_HZ, SAMPLING_RATE_HZ
+        source = AudioSource("file", list(range(channels)), str(path.absolute()))
+        cut = Recording(str(path), [source], rate_hz, samples, samples / rate_hz).to_cut()
         yield Utterance(str(path), cut.duration, json.dumps(cut.to_dict() | {"id": str(path)}), None, None)
 
 

@@ -119,6 +119,12 @@ def share_out(
         raise UserError(f"there is no part {', '.join(missing)} (there are: {', '.join(groups) or 'none'})")
     if not named:
         wanted = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+        unknown = sorted(set(listing.told) - set(wanted))
+        if unknown:
+            raise UserError(
+                f"{listing.told[unknown[0]]}: '{unknown[0]}' is no split (train, dev, test or unlabelled): "
+                "mend it, or say by --train, --dev, --test and --unlabelled which parts are what"
+            )
     splits: dict[str, list[Utterance]] = {split: [] for split in SPLITS}
     silent: dict[str, int] = {}  # parts that are to be labelled -> utterances in them without a transcript
     for key in sorted(listing.utterances):
@@ -143,7 +149,7 @@ def share_out(
             )
     shares = {"dev": config.dev_share, "test": config.test_share}
     absent = {name: share for name, share in shares.items() if share and not splits[name] and splits["train"]}
-    warnings = _draw(splits, absent, config.seed)
+    warnings = listing.warnings + _draw(splits, absent, config.seed)
     return {name: utterances for name, utterances in splits.items() if utterances}, warnings
 
 
