@@ -66,7 +66,8 @@ class Listing:
         if not is_unicode(f"{utterance.id}{utterance.path}"):
             self.drop("name that is not UTF-8", utterance.id)
             return
-        if not is_unicode(f"{utterance.text}{utterance.speaker}") or "\0" in f"{utterance.text}{utterance.speaker}":
+        words = f"{utterance.text}{utterance.speaker}"
+        if not is_unicode(words) or "\0" in words:
             self.drop("text or speaker that is no Unicode text", utterance.id)
             return
         first = self.utterances.setdefault(utterance.id, utterance)
