@@ -12,6 +12,7 @@ if [ "$cmd" = local ]; then
     fail "--ngpu $ngpu: nvidia-smi does not find so many GPUs here"
 fi
 [ -z "$corpus" ] || [ -d "$corpus" ] || fail "corpus folder $corpus does not exist"
+[ -z "$lm_text" ] || [ -f "$lm_text" ] || fail "text for the language model, $lm_text, does not exist (--lm-text)"
 [ -n "$data_dir" ] || fail "--data-dir is empty: is a variable of your shell not set?"
 [ -n "$expdir" ] || fail "--expdir is empty: is a variable of your shell not set?"
 [ -d "$conf" ] || fail "folder of settings $conf does not exist (--conf)"

@@ -380,6 +380,10 @@ def is_alive(process: int) -> bool:
     return state.rpartition(")")[2].split()[0] != "Z"
 
 
+def test_text_that_is_missing_is_told_before_the_first_stage(recipe: Recipe) -> None:
+    assert recipe.refusal("--lm-text", "/nope") == "text for the language model, /nope, does not exist (--lm-text)"
+
+
 @pytest.mark.parametrize("option", ["--data-dir", "--expdir"])
 def test_folders_to_write_are_named(recipe: Recipe, option: str) -> None:
     """An unset variable of the caller's shell would otherwise make them folders at the root of the disk."""
