@@ -18,5 +18,11 @@ def libsndfile() -> Iterator[None]:
         with audio_backend(LibsndfileBackend()):
             yield
     except (AudioLoadingError, DurationMismatchError, OSError, RuntimeError, TypeError, ValueError) as error:
-        # Lhotse fails with TypeError on soundfile's own error.
-        raise OSError(" ".join(str(error).split())) from error
+        raise OSError(_describe(error)) from error
+
+
+def _describe(error: Exception) -> str:
+    """What went wrong, without what Lhotse adds."""
+    # Lhotse raises soundfile's error again with a text in place of its number, and then it has no string of its own.
+    text = getattr(error, "code", None)
+    return " ".join((text if isinstance(text, str) else str(error)).partition("[extra info]")[0].split())
