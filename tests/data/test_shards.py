@@ -8,10 +8,11 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from lhotse import CutSet
 
-from tests.data.corpus_factory import noise, write_utterance
+from tests.data.corpus_factory import RATE_HZ, noise, write_utterance
 from w2vbert.config import load_config
 from w2vbert.data.datasets import SpeechDataset
 from w2vbert.data.features import ExtractionConfig
@@ -193,3 +194,22 @@ def test_what_cannot_be_read_is_named(root: Path, tmp_path: Path, monkeypatch: p
         shard_audio(tmp_path, tmp_path / "out", ShardConfig())
     with pytest.raises(UserError, match="hours must be positive"):
         load_config(ShardConfig, None, ["hours=0"])
+
+
+@pytest.mark.parametrize("change", ["other", "damaged", "gone"])
+def test_audio_that_has_changed_since_its_manifest_is_refused(root: Path, tmp_path: Path, change: str) -> None:
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    cuts = CutSet.from_cuts([next(iter(CutSet.from_file(root / "manifests" / "cuts_train.jsonl.gz")))])
+    audio = tmp_path / "a.flac"
+    audio.write_bytes(Path(cuts[0].recording.sources[0].source).read_bytes())
+    cuts[0].recording.sources[0].source = str(audio)
+    cuts.to_file(manifests / "cuts_train.jsonl.gz")
+    if change == "other":
+        soundfile.write(audio, noise(0.1), RATE_HZ)
+    elif change == "damaged":
+        audio.write_bytes(b"fLaC")
+    else:
+        audio.unlink()
+    with pytest.raises(UserError, match=r"a.flac cannot be read \(any more\), prepare the corpus again: "):
+        shard_audio(manifests, tmp_path / "out", ShardConfig())

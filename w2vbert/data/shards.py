@@ -139,7 +139,7 @@ def _flac_of(cut: "MonoCut") -> bytes:
     """A FLAC file of the samples of a cut.
 
     Raises:
-        UserError: its audio cannot be read.
+        UserError: its audio cannot be read, or is not that of which the manifest tells.
     """
     import soundfile
 
@@ -148,11 +148,16 @@ def _flac_of(cut: "MonoCut") -> bytes:
     whole = cut.start == 0.0 and cut.num_samples == recording.num_samples and recording.num_channels == 1
     try:
         if whole and source.type == "file" and source.source.endswith(".flac") and not recording.transforms:
-            return Path(source.source).read_bytes()
+            data = Path(source.source).read_bytes()
+            with libsndfile():
+                info = soundfile.info(io.BytesIO(data))
+            if (info.frames, info.samplerate) != (recording.num_samples, recording.sampling_rate):
+                raise OSError(f"{info.frames} samples in place of {recording.num_samples}")
+            return data
         with libsndfile():
             samples = cut.load_audio()[0]
     except OSError as error:
-        raise UserError(f"{source.source} cannot be read (any more): prepare the corpus again") from error
+        raise UserError(f"{source.source} cannot be read (any more), prepare the corpus again: {error}") from error
     stream = io.BytesIO()
     integers = np.round(samples * 32768.0).clip(-32768, 32767).astype(np.int16)  # exact for 16-bit recordings
     soundfile.write(stream, integers, recording.sampling_rate, format="FLAC")
