@@ -162,11 +162,11 @@ def test_what_does_not_fit_is_one_line(
     assert "key model.encoder contradicts" in fails(
         "pretrain", data, out, "--init", imported, "--config", tmp_path / "other.yaml"
     )
-    deeper = ("--config", tmp_path / "c.yaml", "--set", "model.encoder.masked_blocks=7")
-    assert "key model.encoder contradicts" in fails("pretrain", data, out, "--init", imported, *deeper)
-    assert "high_hz, snip_edges" in fails(
-        "pretrain", prepared.data, out, "--init", imported, "--config", tmp_path / "c.yaml"
-    )
+    for blocks in (7, 0):
+        deeper = ("--config", tmp_path / "c.yaml", "--set", f"model.encoder.masked_blocks={blocks}")
+        assert "key model.encoder contradicts" in fails("pretrain", data, out, "--init", imported, *deeper)
+    message = fails("pretrain", prepared.data, out, "--init", imported, "--config", tmp_path / "c.yaml")
+    assert "differ in " in message and "high_hz, snip_edges" in message and "the model needs other features" in message
     assert not out.exists()
 
 

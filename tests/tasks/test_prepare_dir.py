@@ -346,3 +346,17 @@ def test_a_table_without_a_column_of_text_is_told(tmp_path: Path, caplog: pytest
     (tmp_path / "in" / "metadata.csv").write_text("file_name,txt\na.wav,ONE\n")
     prepare(tmp_path / "in")
     assert "no column of" in caplog.text and "(file_name, txt)" in caplog.text
+
+
+def test_kaldis_folders_may_lie_deeper(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        audio = write_audio(tmp_path / "in" / "audio" / f"{split}.wav")
+        folder = tmp_path / "in" / "data" / split
+        folder.mkdir(parents=True)
+        (folder / "wav.scp").write_text(f"{split} {audio}\n")
+        (folder / "text").write_text(f"{split} WORD\n")
+    assert {split: [*ids] for split, ids in prepare(tmp_path / "in").items()} == {
+        "train": ["train"],
+        "dev": ["dev"],
+        "test": ["test"],
+    }

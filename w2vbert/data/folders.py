@@ -240,7 +240,7 @@ def _list_kaldi(folder: Path, scripts: list[Path]) -> Listing:
     listing = Listing("Kaldi")
     for script in scripts:
         own = script.parent
-        group = own.relative_to(folder).parts[0] if own != folder else ""
+        group = _group_of_folders(own.relative_to(folder).parts)
         texts, speakers = (_read_pairs(own / name) for name in ("text", "utt2spk"))
         files = _find_recordings(script, folder, listing)
         # Recordings without transcripts are cut at their silences, whatever the segments are.

@@ -1,8 +1,8 @@
 """Dropout (Srivastava et al. 2014) whose random numbers do not cost as much as the layer that they follow.
 
 On a CPU PyTorch draws 32 bits for each entry and makes a floating-point number of them. Here 16 bits are drawn and
-compared with a threshold: the mask takes a sixth of the time, the layer with its backward pass half
-(`python -m benchmarks.pretrain --rows dropout`).
+compared with a threshold: the mask takes a sixth of the time (1.0 against 5.9 ns an entry on an EPYC, Zen 4), the layer
+with its backward pass half (`python -m benchmarks.pretrain --rows dropout`).
 """
 
 from typing import Any

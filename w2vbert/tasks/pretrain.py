@@ -254,8 +254,9 @@ def _with_encoder_of(init: Path, model: W2vBertConfig) -> W2vBertConfig:
     default, given = EncoderConfig(), model.encoder
     keys = [entry.name for entry in fields(EncoderConfig)]
     told = {key for key in keys if getattr(given, key) not in (getattr(default, key), getattr(encoder, key))}
-    forced = {key for key in ("contrastive_blocks", "masked_blocks") if not getattr(given, key)}  # by the objective
-    if told - forced:
+    if model.objective != "w2v-bert":  # the others want no blocks in one of the modules
+        told -= {key for key in ("contrastive_blocks", "masked_blocks") if not getattr(given, key)}
+    if told:
         raise UserError(f"key model.encoder contradicts {init}/model.yaml: leave it out, or make it equal")
     try:
         return replace(model, encoder=encoder)
